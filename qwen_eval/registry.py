@@ -28,7 +28,7 @@ class Registry:
     ) -> Any: # The thing
         "Register `thing`; raises `ConfigError` where the name is taken."
         for n in (name, *aliases):
-            if not replace and (n in self._things or n in self._aliases): raise ConfigError(f"{self.kind} {n!r} is registered already; choose another name.")
+            if not replace and n in self: raise ConfigError(f"{self.kind} {n!r} is registered already; choose another.")
         self._things[name] = thing
         self._aliases.update(dict.fromkeys(aliases, name))
         return thing

@@ -41,11 +41,12 @@ def find_settings(
     "The settings file that applies here; raises `ConfigError` where `QWEN_EVAL_SETTINGS` names a missing file."
     named = os.environ.get("QWEN_EVAL_SETTINGS")
     if named:
-        if not Path(named).is_file(): raise ConfigError(f"QWEN_EVAL_SETTINGS names {named}, which is not a file; correct or unset it.")
-        return Path(named).resolve()
+        if Path(named).is_file(): return Path(named).resolve()
+        raise ConfigError(f"QWEN_EVAL_SETTINGS names {named}, which is not a file; correct or unset it.")
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
-        if (folder / "settings.ini").is_file() and "[paths]" in (folder / "settings.ini").read_text(errors="replace"): return folder / "settings.ini"
+        file = folder / "settings.ini"
+        if file.is_file() and "[paths]" in file.read_text(errors="replace"): return file
     return None
 
 # %% ../nbs/02_settings.ipynb #c10
@@ -53,11 +54,12 @@ def read_settings(
     file: Path | None, # A settings file, or None for the defaults
 ) -> Settings: # The settings, all paths absolute
     "Read and check one settings file; raises `ConfigError` or `UnknownNameError` with file and section."
-    parser = configparser.ConfigParser(interpolation=None, default_section="\0none", inline_comment_prefixes=(" #", " ;"))
+    parser = configparser.ConfigParser(interpolation=None, default_section="\0", inline_comment_prefixes=(" #", " ;"))
     parser.optionxform = str
     try:
         if file: parser.read_string(Path(file).read_text(encoding="utf-8"), source=str(file))
-    except (configparser.Error, UnicodeDecodeError, OSError) as e: raise ConfigError(f"{file} cannot be read: {e}") from None
+    except (configparser.Error, UnicodeDecodeError, OSError) as e:
+        raise ConfigError(f"{file} cannot be read: {e}") from None
     root = Path(file).parent if file else Path.cwd()
     values = {s: dict(parser[s]) for s in parser.sections()}
     paths = _known("[paths]", values.pop("paths", {}), PATH_KEYS, file)
@@ -65,7 +67,9 @@ def read_settings(
     declared = {kind: {} for kind in SECTION_KINDS}
     for section, keys in values.items():
         kind, _, name = section.partition(".")
-        if kind not in SECTION_KINDS or not name: raise UnknownNameError(f"section in {file}", section, ["paths", "engine", *(f"{k}.{name or 'NAME'}" for k in SECTION_KINDS)])
+        if kind not in SECTION_KINDS or not name:
+            known = ["paths", "engine", *(f"{k}.{name or 'NAME'}" for k in SECTION_KINDS)]
+            raise UnknownNameError(f"section in {file}", section, known)
         declared[kind][name] = keys
     for key in PATH_KEYS: paths[key] = os.environ.get(f"QWEN_EVAL_{key.upper()}") or paths.get(key)
     given = {k: (root / Path(v).expanduser()).resolve() for k, v in paths.items() if v}
@@ -94,7 +98,7 @@ def declare(
     where: str, # The section, for messages
     base: Any = None, # A `kind` whose fields are the defaults
 ) -> Any: # A `kind`
-    "A record from a settings section; raises `UnknownNameError` for a key, `ConfigError` for a value that does not fit."
+    "A record from a settings section; raises `UnknownNameError` for a key, `ConfigError` for a value that is none."
     import msgspec
     known = {f.name: f for f in fields(kind)}
     for key in values:

@@ -13,7 +13,9 @@ LIBRARY = sorted(p for p in (ROOT / "nbs").glob("*.ipynb") if re.match(r"\d\d_|i
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.stem)
 def test_notebook_runs(path):
-    code = "import sys; from nbdev.test import test_nb; ok, seconds = test_nb(sys.argv[1], do_print=False, verbose=True); sys.exit(0 if ok else 1)"
-    env = {k: v for k, v in os.environ.items() if not k.startswith("QWEN_EVAL_")} | {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
-    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=path.parent, env=env, capture_output=True, text=True, timeout=300)
+    code = "import sys; from nbdev.test import test_nb; sys.exit(0 if test_nb(sys.argv[1], verbose=True)[0] else 1)"
+    env = {k: v for k, v in os.environ.items() if not k.startswith("QWEN_EVAL_")}
+    env |= {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
+    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=path.parent, env=env, capture_output=True,
+                          text=True, timeout=300)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]

@@ -40,10 +40,12 @@ def numbers():
 def exported(tmp_path_factory):
     "A copy of the project in which everything was exported, cleaned and the README made again."
     copy = tmp_path_factory.mktemp("export")
-    for name in ("nbs", ".ci"): shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    for name in ("nbs", ".ci"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     for name in ("pyproject.toml", "settings.ini", "README.md"): shutil.copy(ROOT / name, copy / name)
     subprocess.run(["git", "init", "-q"], cwd=copy, check=True)
-    for cmd in ("from nbdev.export import nbdev_export; nbdev_export()", "from nbdev.clean import nbdev_clean; nbdev_clean(fname='nbs')"):
+    for cmd in ("from nbdev.doclinks import nbdev_export; nbdev_export()",
+                "from nbdev.clean import nbdev_clean; nbdev_clean(fname='nbs')"):
         subprocess.run([sys.executable, "-c", cmd], cwd=copy, check=True, capture_output=True, text=True)
     return copy
 
@@ -53,7 +55,8 @@ def test_export_leaves_no_difference(exported):
     here = {p.relative_to(ROOT / "qwen_eval") for p in (ROOT / "qwen_eval").rglob("*.py")}
     assert here - made == set(), "modules without a living notebook"
     assert made - here == set(), "modules not exported; run `make export`"
-    differing = [str(p) for p in made if not filecmp.cmp(exported / "qwen_eval" / p, ROOT / "qwen_eval" / p, shallow=False)]
+    old, new = ROOT / "qwen_eval", exported / "qwen_eval"
+    differing = [str(p) for p in made if not filecmp.cmp(new / p, old / p, shallow=False)]
     assert not differing, "edited by hand or not exported; run `make export`"
 
 
@@ -63,7 +66,8 @@ def test_clean_leaves_no_difference(exported):
 
 
 def test_readme_is_generated():
-    done = subprocess.run([sys.executable, str(ROOT / ".ci/readme.py"), "--check"], capture_output=True, text=True)
+    check = [sys.executable, str(ROOT / ".ci/readme.py"), "--check"]
+    done = subprocess.run(check, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -79,17 +83,22 @@ def imports(path, top_only=False):
             yield ".".join(filter(None, [base, node.module]))
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if p.name != "__init__.py"], ids=lambda p: str(p.relative_to(ROOT / "qwen_eval")))
+def module_id(path):
+    return str(path.relative_to(ROOT / "qwen_eval"))
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.name != "__init__.py"], ids=module_id)
 def test_imports_go_downward(path):
     order = numbers()
     me = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for name in imports(path):
         if not name.startswith("qwen_eval"): continue
         target = name if name in order else name.rsplit(".", 1)[0]
-        if target in order and target != "qwen_eval": assert order[target] < order[me], f"{me} ({order[me]}) imports {target} ({order[target]})"
+        if target in order and target != "qwen_eval":
+            assert order[target] < order[me], f"{me} ({order[me]}) imports {target} ({order[target]})"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT / "qwen_eval")))
+@pytest.mark.parametrize("path", MODULES, ids=module_id)
 def test_heavy_libraries_are_imported_where_they_are_used(path):
     number = numbers().get(".".join(path.relative_to(ROOT).with_suffix("").parts), 0)
     banned = HEAVY_LATER | ({"numpy"} if number < 40 or number >= 90 else set())
@@ -109,7 +118,8 @@ def test_notebook_budgets(path):
         for node in ast.walk(ast.parse(s)):
             if isinstance(node, ast.FunctionDef): assert node.end_lineno - node.lineno < 40, node.name
     assert module_of(path), "no default_exp"
-    assert any(source(c).startswith("# ") and "\n> " in source(c) for c in cells(path) if c["cell_type"] == "markdown"), "no title with a subtitle"
+    prose = [source(c) for c in cells(path) if c["cell_type"] == "markdown"]
+    assert any(s.startswith("# ") and "\n> " in s for s in prose), "no title with a subtitle"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

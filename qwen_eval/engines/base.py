@@ -84,11 +84,8 @@ class SteppedEngine(Engine):
         raise NotImplementedError
 
     @staticmethod
-    def refuse(
-        request: Request, # That cannot be served
-        why: str, # What went wrong, with the item's id
-    ) -> Completion: # With `finish_reason` "error"
-        "The completion of a request that an engine cannot serve."
+    def refuse(request: Request, why: str) -> Completion:
+        "The completion of a request that an engine cannot serve: `finish_reason` is \"error\", `error` says why."
         return Completion(item_id=request.item_id, epoch=request.epoch, finish_reason="error", error=why,
                           n_prompt_tok=len(request.prompt_ids), prompt_hash=request.prompt_hash)
 

