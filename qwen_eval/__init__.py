@@ -11,9 +11,9 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _LAZY = {
-    "evaluate": "evaluate", "Run": "runs", "open_run": "runs", "list_runs": "runs", "model": "models", "models": "models",
-    "preset": "presets", "presets": "presets", "protocol": "protocols", "protocols": "protocols",
-    "benchmark": "datasets.all", "benchmarks": "datasets.all", "settings": "settings",
+    "evaluate": "evaluation", "rescore": "evaluation", "score_outputs": "outputs", "Run": "runs", "open_run": "runs",
+    "list_runs": "runs", "run_table": "tables", "model": "models", "preset": "presets", "protocol": "protocols",
+    "benchmark": "datasets.all", "benchmarks": "datasets.all",
 }
 
 def __getattr__(name):

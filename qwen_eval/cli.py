@@ -189,7 +189,7 @@ def rescore_(
     \b
     qwen-eval rescore smollm2_135m--humaneval--balanced--1a2b3c4d
     """
-    from qwen_eval.evaluate import rescore
+    from qwen_eval.evaluation import rescore
     from qwen_eval.runs import summary
     done = rescore(run, allow_unsafe_code=allow_unsafe_code)
     _say(summary(done) if as_json else done, repr, as_json)

@@ -11,12 +11,14 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 from .fetch import write_atomic
 from .figures import explain_marks, forest, records, save_figure
 from .reports import COLUMNS, Report, shown, write_report
 from .runs import summary
+from .sandbox import available
 from .settings import settings
 from .studies import Planned, Study, StudyPlan, plan
 
@@ -68,6 +70,8 @@ class Outcome:
     failures: tuple[Failure, ...] = () # Runs that did not come to their end
     files: dict[str, Path] = field(default_factory=dict) # What was written: label -> file or folder
 
+    def _repr_html_(self): return f"<pre>{escape(outcome_text(self))}</pre>"
+
 # %% ../nbs/86_closing.ipynb #c10
 def attention(
     rows: Iterable[dict[str, Any]], # As `result_rows` makes them
@@ -83,7 +87,8 @@ def attention(
         why = r["note"] or ("" if r["complete"] else "incomplete; what finishes early is over-represented")
         if why: said.setdefault(why, []).append(f"{where}, {r['preset']}")
     bounds = "in brackets the score if all of these were wrong, and right; a larger answer_tok would tell"
-    return [*(f"{where}: answers cut off by their budget: {', '.join(found)}; {bounds}." for where, found in cut.items()),
+    told = (f"{where}: answers cut off by their budget: {', '.join(found)}; {bounds}." for where, found in cut.items())
+    return [*told,
             *(f"{'; '.join(where)}: {text.rstrip('.')}." for text, where in said.items())]
 
 # %% ../nbs/86_closing.ipynb #c14
@@ -177,6 +182,7 @@ def environments(
         seen = {"engine": " ".join(filter(None, (f["engine"][k] for k in ("name", "version", "dtype")))),
                 "device": f["device"]["name"] or "none", "cores": e.get("n_cpu"), "memory, GiB": e.get("memory_gib"),
                 "python": e.get("python"), "platform": e.get("platform"), "code": code, **(e.get("packages") or {})}
+        if m["benchmark"].get("task_type") == "code": seen["sandbox here"] = ", ".join(available()) or "none"
         for k, v in seen.items():
             if v is not None: said.setdefault(k, {})[str(v)] = None
     return {k: "; ".join(v) for k, v in said.items()}

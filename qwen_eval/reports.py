@@ -93,7 +93,7 @@ details { border-bottom: 1px solid var(--line); padding: .4rem 0 } summary { cur
 @media (max-width: 44rem) {
   thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
   table, tbody { display: block }
-  tbody tr { padding: .35rem 0; display: grid; grid-template-columns: repeat(4, 1fr) }
+  tbody tr { padding: .35rem 0; display: grid; grid-template-columns: 5fr 7fr 4fr 5fr }
   .words tbody tr, .group.group { display: block } .group.group th { display: block }
   td, th { text-align: left !important; padding: .1rem .3rem } td:first-child { grid-column: 1 / -1; font-weight: 600 }
   td::before { content: attr(data-label); display: block; font-size: .78rem; font-weight: 400; color: var(--soft) }
@@ -171,7 +171,7 @@ def render(
     ).lstrip()
 
 # %% ../nbs/82_reports.ipynb #c17
-METHODS = {"what": "measurement", "interval": "interval", "estimand": "speaks about", "chance": "chance"}
+METHODS = {"what": "measurement", "interval": "interval", "estimand": "estimates", "chance": "chance"}
 
 def _results(rows, signs):
     several, groups = len({r["model"] for r in rows}) > 1, {}

@@ -14,7 +14,8 @@ from typing import Any
 from .closing import Failure, Outcome, close_study, result_rows
 from .engines.process import EngineProcess
 from .errors import ConfigError, IntegrityError, QwenEvalError
-from .evaluate import FAKES, evaluate
+from .evaluation import FAKES, evaluate
+from .models import models
 from .presets import engine_args
 from .progress import Board, LineCount
 from .settings import settings
@@ -40,9 +41,10 @@ def parameters(
     output: Path | None = None, # Where the executed notebook will lie
 ) -> dict[str, Any]: # Plain values by the names of the template's parameters, without the engine's address
     "What the notebook of a run is given."
-    here = settings().root
+    here, model = settings().root, Path(run.model).expanduser()
+    model = run.model if run.model in models() or not model.is_dir() else str(model.resolve()) # a kernel has its own cwd
     place = output and str(output.relative_to(here) if output.is_relative_to(here) else output.name)
-    return {"model": run.model, "preset": run.preset, "benchmark": run.benchmark, "protocol": study.protocol,
+    return {"model": model, "preset": run.preset, "benchmark": run.benchmark, "protocol": study.protocol,
             "overrides": study.overrides, "limit": study.limit, "variant": study.variant, "n_shot": study.n_shot,
             "seed": study.seed, "engine": study.engine or None, "runs": str(run.plan.runs),
             "allow_specimens": study.allow_specimens, "allow_unsafe_code": study.allow_unsafe_code, "output": place}
@@ -113,7 +115,7 @@ def run_group(
     study: Study, # Their study
     folder: Path, # Where executed notebooks lie
     address: str | None, # Of the engine
-    parallel: int = 2, # Notebooks at a time
+    parallel: int = 1, # Notebooks at a time; above 1 their speeds mix
     say: Callable[..., None] = lambda text: None, # Told what goes on
 ) -> list[Failure]: # Runs that failed
     "Execute the notebooks of a group; an interruption ends their kernels."
@@ -144,7 +146,7 @@ def run_study(
     runs: Path | str | None = None, # Folder of the runs; that of the settings by default
     reports: Path | None = None, # Folder of the study's files; that of the settings and the study's name by default
     notebooks: bool = True, # Execute a notebook per run and write a report? Without, `evaluate` is called here
-    parallel: int = 2, # Notebooks at a time
+    parallel: int = 1, # Notebooks at a time; above 1 their speeds mix
     stream: Any = None, # Where progress is shown; standard error by default
 ) -> Outcome: # With what failed, and the paths of all that was written
     "Do what is not done yet, then write table, figure and report."

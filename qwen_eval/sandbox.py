@@ -115,6 +115,7 @@ def _stop(process):
     process.wait()
     process.stdout.close()
 
+# %% ../nbs/52_sandbox.ipynb #c11
 class _Launcher:
     "The host's end of one launcher, which is started again whenever it does not answer."
     def __init__(self, kind):
@@ -140,7 +141,7 @@ class _Launcher:
         self.stale = True
         with contextlib.suppress(OSError, ValueError): os.write(self.process.stdin.fileno(), b"0")
 
-# %% ../nbs/52_sandbox.ipynb #c12
+# %% ../nbs/52_sandbox.ipynb #c13
 KINDS = ("namespaces", "landlock") # In order of preference
 _HELP = ("Generated programs run on Linux with user namespaces (sysctl user.max_user_namespaces above 0, "
     "kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0; in a container, a seccomp "
@@ -177,7 +178,7 @@ def _problem(kind):
     why = f"{outcome.detail} {outcome.stderr[-300:].strip()}".strip()
     return "" if outcome.passed else f"The sandbox {kind!r} does not confine: {why}."
 
-# %% ../nbs/52_sandbox.ipynb #c16
+# %% ../nbs/52_sandbox.ipynb #c17
 class Sandbox:
     "Runs foreign programs, several at a time; use it in a `with` clause."
     def __init__(
@@ -187,8 +188,7 @@ class Sandbox:
         allow_unsafe: bool = False, # Where nothing confines a program, run it with limits only?
     ):
         self.kind = _choose(kind, allow_unsafe) # What confines the programs
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.n_workers = n_workers or cores # Programs at a time
+        self.n_workers = n_workers or _n_cores() # Programs at a time
         self._free, self._all, self._lock = queue.LifoQueue(), [], threading.Lock()
 
     def run(
@@ -197,7 +197,7 @@ class Sandbox:
         limits: Limits = Limits(), # What it may use
     ) -> Outcome: # How it ended
         "Run one program; what a program does is never an exception."
-        launcher = self._take()
+        launcher = self._take() # waits for a free one
         try: return launcher.ask(program, limits)
         finally: self._free.put(launcher)
 
@@ -224,7 +224,7 @@ class Sandbox:
     def __exit__(self, *_): self.close()
     def __repr__(self): return f"Sandbox(kind={self.kind!r}, n_workers={self.n_workers})"
 
-# %% ../nbs/52_sandbox.ipynb #c17
+# %% ../nbs/52_sandbox.ipynb #c18
 def _choose(kind, allow_unsafe):
     kinds = ("auto", *KINDS, "unsafe")
     if kind not in kinds: raise ConfigError(f"Sandbox kind {kind!r}: choose from {', '.join(kinds)}.")
@@ -233,6 +233,8 @@ def _choose(kind, allow_unsafe):
     if kind != "unsafe" or allow_unsafe: return kind
     why = " ".join(filter(None, map(_problem, KINDS)))
     raise SandboxError(f"No program runs without a sandbox unless you allow it. {why} {_HELP}")
+
+def _n_cores(): return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 def _run_many(sandbox, programs, limits):
     todo, running, pool = enumerate(programs), {}, ThreadPoolExecutor(sandbox.n_workers)

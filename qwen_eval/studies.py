@@ -8,10 +8,11 @@ __all__ = ['Study', 'study', 'Planned', 'StudyPlan', 'plan', 'contexts', 'plan_t
 # %% ../nbs/85_studies.ipynb #c02
 from dataclasses import dataclass, replace
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any
 from .errors import ConfigError, QwenEvalError, UnknownNameError
-from .evaluate import FAKES, Plan, plan_run, survey
+from .evaluation import FAKES, Plan, plan_run, survey
 from .hardware import require_fit
 from .runs import Run
 from .sandbox import available
@@ -130,6 +131,7 @@ class StudyPlan:
         return [tuple(r for r in self.runs if (r.model, r.preset) == key) for key in keys]
 
     def __str__(self): return plan_text(self)
+    def _repr_html_(self): return f"<pre>{escape(plan_text(self))}</pre>"
 
 # %% ../nbs/85_studies.ipynb #c14
 def plan(

@@ -200,6 +200,7 @@ def supervise(
     code = os.waitstatus_to_exitcode(ended[pid])
     return verdict(job, too_much, code, bytes(said), answer, out, err) | {"seconds": round(seconds, 4)}
 
+# %% ../nbs/58_warden.ipynb #c23
 def _watch(job, box, pid, texts, ended, start):
     "Until the program ends or has too much of something; that, or None."
     watch, look, handle = select.poll(), start + 0.025, os.pidfd_open(pid) if hasattr(os, "pidfd_open") else 0
@@ -230,7 +231,7 @@ def _drain(fd, text, most):
             text += part; most -= len(part)
     return False
 
-# %% ../nbs/58_warden.ipynb #c24
+# %% ../nbs/58_warden.ipynb #c25
 def _become(job, box, fds, answer):
     try:
         scratch = box["scratch"]
@@ -240,6 +241,7 @@ def _become(job, box, fds, answer):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for name in [n for n in sys.modules if n.startswith("qwen_eval")]: del sys.modules[name]
         sys.path.insert(0, scratch)
+        tempfile.tempdir = None # was found out by the supervisor
         os.environ.update({"HOME": scratch, "TMPDIR": scratch, "PWD": scratch})
         os.chdir(scratch)
         limit_resources(job["cpu_s"], job["memory_mib"], job["processes"] + box["tasks"], job["scratch_mib"])
@@ -251,7 +253,7 @@ def _become(job, box, fds, answer):
         os.write(3, answer + f"setup {type(e).__name__}: {e}".encode("utf-8", "replace"))
     finally: os._exit(1)
 
-# %% ../nbs/58_warden.ipynb #c26
+# %% ../nbs/58_warden.ipynb #c27
 def serve(
     config: dict, # `kind`, `roots` (to be seen), `path` (where packages lie)
 ) -> int: # Exit status
@@ -281,7 +283,7 @@ def _say(record):
     text = json.dumps(record).encode() + b"\n"
     while text: text = text[os.write(1, text):]
 
-# %% ../nbs/58_warden.ipynb #c28
+# %% ../nbs/58_warden.ipynb #c29
 _COMMON = "bisect collections copy datetime functools hashlib heapq itertools math operator random re string typing"
 
 def _enter(config):
@@ -310,7 +312,7 @@ def _tasks_of(user):
             if os.stat(f"/proc/{pid}").st_uid == user: n += len(os.listdir(f"/proc/{pid}/task"))
     return n
 
-# %% ../nbs/58_warden.ipynb #c29
+# %% ../nbs/58_warden.ipynb #c30
 def _attend(box):
     "One supervisor: make ready, read a program, run it, answer."
     problem, scratch = "", ""

@@ -21,7 +21,7 @@ from qwen_eval.datasets.base import load
 from qwen_eval.engines.base import Capabilities, FakeEngine, ReplayEngine
 from qwen_eval.engines.process import EngineProcess
 from qwen_eval.errors import ConfigError, ContextOverflow, EngineError, IntegrityError, QwenEvalError
-from qwen_eval.evaluate import evaluate, fingerprint, plan_run, required_context, rescore, survey
+from qwen_eval.evaluation import evaluate, fingerprint, plan_run, required_context, rescore, survey
 from qwen_eval.models import Model, from_checkpoint
 from qwen_eval.outputs import score_outputs
 from qwen_eval.records import Completion
@@ -82,7 +82,7 @@ def test_resuming_after_a_cut_at_every_byte_of_the_tail(tmp_path):
 CHILD = """
 import sys
 from qwen_eval.engines.base import FakeEngine
-from qwen_eval.evaluate import evaluate
+from qwen_eval.evaluation import evaluate
 from qwen_eval.models import Model
 evaluate(Model(id="toy", context_tok=8192), "gsm8k", engine=FakeEngine("random", delay_s=0.01), source="specimen",
          answer_tok=32, temperature=0.7, epochs=60, runs=sys.argv[1], progress=False)

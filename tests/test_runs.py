@@ -9,7 +9,7 @@ import pytest
 
 from qwen_eval.engines.base import FakeEngine
 from qwen_eval.errors import ConfigError, IntegrityError, UnknownNameError
-from qwen_eval.evaluate import evaluate
+from qwen_eval.evaluation import evaluate
 from qwen_eval.models import Model
 from qwen_eval.records import Completion, Continuation, Item, Score, to_json
 from qwen_eval.runs import describe, list_runs, open_run, score_frame, summary, weigh, write_scores

@@ -167,7 +167,7 @@ def assault(kind):
     with host(token) as (folder, victim, told):
         head = PRELUDE + "".join(f"{k} = {v!r}\n" for k, v in told.items())
         mounts = Path("/proc/self/mountinfo").read_text()
-        with Sandbox(kind, n_workers=2) as sandbox:
+        with Sandbox(kind, n_workers=4) as sandbox:
             seen = dict(sandbox.run_many((head + p for p in programs.values()), TIGHT))
             for i, (name, program) in enumerate(programs.items()): # once more, with time, where the machine was busy
                 if seen[i].status not in accepted(name): seen[i] = sandbox.run(head + program, replace(TIGHT, wall_s=15))
@@ -234,7 +234,7 @@ USEFUL = {
     "shell": "import subprocess\nassert subprocess.run(['/bin/sh', '-c', 'echo hi'], capture_output=True).stdout == b'hi\\n'",
     "python": "import subprocess, sys\nassert subprocess.run([sys.executable, '-c', 'print(2)'], capture_output=True).stdout == b'2\\n'",
     "fork": "import os\npid = os.fork()\nif not pid: os._exit(3)\nassert os.waitpid(pid, 0)[1] >> 8 == 3",
-    "alarm": "import signal\ndef stop(*a): raise TimeoutError\nsignal.signal(signal.SIGALRM, stop); signal.setitimer(signal.ITIMER_REAL, 0.3)\ntry:\n    while True: pass\nexcept TimeoutError: pass",
+    "alarm": "import signal\ndef stop(*a): raise TimeoutError\nsignal.signal(signal.SIGALRM, stop)\ntry:\n    signal.setitimer(signal.ITIMER_REAL, 0.05)\n    for _ in iter(int, 1): pass\nexcept TimeoutError: pass",
     "main": "import sys, __main__\nassert __name__ == '__main__' and __main__.__dict__ is globals() and sys.argv == [__file__]\nassert open(__file__).read().startswith('import sys')",
     "input": "import sys\nassert sys.stdin.read() == ''",
     "hash": "assert hash('qwen') == HASH",

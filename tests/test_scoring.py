@@ -157,7 +157,7 @@ def test_a_megabyte_of_anything_is_read_in_seconds(loop):
     for name in extractors.names():
         start = time.process_time()
         extractors.get(name)(text, item)
-        assert time.process_time() - start < 5, (name, time.process_time() - start)
+        assert time.process_time() - start < 10, (name, time.process_time() - start)
 
 
 def test_no_sandbox_leaves_programs_unscored(monkeypatch):

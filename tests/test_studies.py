@@ -16,7 +16,7 @@ import pytest
 import qwen_eval.runner as runner
 from qwen_eval.closing import close_study, outcome_text
 from qwen_eval.errors import ConfigError, EngineError, IntegrityError
-from qwen_eval.evaluate import evaluate
+from qwen_eval.evaluation import evaluate
 from qwen_eval.runner import run_study, template
 from qwen_eval.runs import Run, list_runs
 from qwen_eval.store import read_manifest
@@ -109,6 +109,18 @@ def test_values_that_did_not_arrive_are_an_integrity_error(lab):
     asked = parameters(run, ONE, lab / "reports/one/notebooks" / f"{run.path.name}.ipynb")
     check_effective(run, asked)
     with pytest.raises(IntegrityError, match="'limit': \\(4, 3\\)"): check_effective(run, {**asked, "limit": 4})
+
+
+def test_a_folder_is_found_from_the_kernels_own_place(lab, monkeypatch):
+    from types import SimpleNamespace
+
+    from qwen_eval.runner import parameters
+    from qwen_eval.studies import Planned
+    (lab / "elsewhere" / "my_model").mkdir(parents=True)
+    monkeypatch.chdir(lab / "elsewhere")
+    here = SimpleNamespace(runs=lab)
+    assert parameters(Planned(here, "my_model", "balanced", "gsm8k"), ONE)["model"] == str(lab / "elsewhere/my_model")
+    assert parameters(Planned(here, "smollm2", "balanced", "gsm8k"), ONE)["model"] == "smollm2"
 
 
 def test_a_failing_run_leaves_its_notebook_and_the_others_end(lab):

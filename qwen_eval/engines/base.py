@@ -76,11 +76,8 @@ class SteppedEngine(Engine):
         "Work a little; raises `EngineError` where the engine itself fails."
         raise NotImplementedError
 
-    def abort(
-        self,
-        tickets: Iterable[int], # Unknown and finished ones are ignored
-    ) -> None:
-        "Drop requests; nothing comes back for them."
+    def abort(self, tickets: Iterable[int]) -> None:
+        "Drop requests; nothing comes back for them. Unknown and finished tickets are ignored."
         raise NotImplementedError
 
     @staticmethod

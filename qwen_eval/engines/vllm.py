@@ -182,7 +182,8 @@ def _load(path, args, seed): # (LLMEngine, SamplingParams class, device type)
 # %% ../../nbs/41_engines.vllm.ipynb #c25
 def _effective(config): # what vLLM made of its arguments: all of it may change greedy output
     m, s, c, p = config.model_config, config.scheduler_config, config.cache_config, config.parallel_config
-    found = {"max_model_len": m.max_model_len, "max_num_seqs": s.max_num_seqs, "enforce_eager": m.enforce_eager,
+    found = {"checkpoint": m.model, "enforce_eager": m.enforce_eager,
+             "max_model_len": m.max_model_len, "max_num_seqs": s.max_num_seqs,
              "max_num_batched_tokens": s.max_num_batched_tokens, "prefix_caching": c.enable_prefix_caching,
              "block_size": c.block_size, "n_blocks": c.num_gpu_blocks, "kv_cache_dtype": c.cache_dtype,
              "quantization": m.quantization, "tensor_parallel": p.tensor_parallel_size,

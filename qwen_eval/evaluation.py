@@ -140,6 +140,10 @@ def _check_wish(limit, runs):
     if not os.access(folder, os.W_OK): raise ConfigError(f"Runs cannot be kept in {folder}: no right to. Name another.")
     return folder
 
+def _say(x): # for the manifest: an id, a path from the root, or the kind of thing it is
+    if isinstance(x, Path): return str(x.resolve())
+    return x if isinstance(x, (str, int, float, bool)) else getattr(x, "id", None) or type(x).__name__
+
 def _located(model, engine, tokenizer):
     "(Located or None, tokenizer or None) for the engine that will answer."
     can = getattr(engine, "capabilities", None)
@@ -191,9 +195,6 @@ def plan_run(
                 system=system, order_seed=order_seed, marks=(*item_set.marks, *loud),
                 runs=folder, asked=asked)
 
-def _say(x): # for the manifest: an id, a path from the root, or the kind of thing it is
-    if isinstance(x, Path): return str(x.resolve())
-    return x if isinstance(x, (str, int, float, bool)) else getattr(x, "id", None) or type(x).__name__
 
 # %% ../nbs/71_evaluate.ipynb #c17
 def survey(
@@ -246,6 +247,9 @@ def _check_engine(plan, engine, context_tok):
         can = [n for n, x in plan.benchmark.variants.items() if engine.capabilities.serves(x.mode)]
         raise ConfigError(f"{plan.benchmark.id}/{plan.variant_name} needs {v.mode}, which the engine {i.name} does not "
                           f"give. Variants that it can serve: {', '.join(can) or 'none'}.")
+    loaded = i.effective.get("checkpoint")
+    if plan.located and loaded and Path(loaded).resolve() != plan.located.path.resolve():
+        raise ConfigError(f"The engine has loaded {loaded}; the run is planned for {plan.located.path}.")
     room = i.effective.get("max_model_len") or i.args.get("max_model_len")
     if room and context_tok > room:
         raise ConfigError(f"The engine holds {room} tokens; {plan.benchmark.id} needs {context_tok}. "
