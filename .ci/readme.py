@@ -16,7 +16,7 @@ def render() -> str:
     notebook.cells = [c for c in notebook.cells if not c.source.startswith("#| hide")]
     config = Config({"NbConvertBase": {"display_data_priority": ["text/markdown", "text/plain"]}})
     text, _ = MarkdownExporter(config=config).from_notebook_node(notebook)
-    text = re.sub(r"```python\n#\| echo: false\n.*?```\n", "", text, flags=re.DOTALL)
+    text = re.sub(r"```\w*\n#\| echo: false\n.*?```\n", "", text, flags=re.DOTALL)
     text = re.sub(r"\]\(\.\./", "](", text)  # the notebook lies one folder below the README
     text = re.sub(r"\]\((?!https?:|#|nbs/|reports/|locks/|data/|benchmarks/)([\w.]+\.ipynb)\)", r"](nbs/\1)", text)
     return NOTE + re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

@@ -87,8 +87,7 @@ def attention(
         why = r["note"] or ("" if r["complete"] else "incomplete; what finishes early is over-represented")
         if why: said.setdefault(why, []).append(f"{where}, {r['preset']}")
     bounds = "in brackets the score if all of these were wrong, and right; a larger answer_tok would tell"
-    told = (f"{where}: answers cut off by their budget: {', '.join(found)}; {bounds}." for where, found in cut.items())
-    return [*told,
+    return [*(f"{where}: answers cut off by their budget: {', '.join(each)}; {bounds}." for where, each in cut.items()),
             *(f"{'; '.join(where)}: {text.rstrip('.')}." for text, where in said.items())]
 
 # %% ../nbs/86_closing.ipynb #c14

@@ -42,7 +42,7 @@ def parameters(
 ) -> dict[str, Any]: # Plain values by the names of the template's parameters, without the engine's address
     "What the notebook of a run is given."
     here, model = settings().root, Path(run.model).expanduser()
-    model = run.model if run.model in models() or not model.is_dir() else str(model.resolve()) # a kernel has its own cwd
+    model = run.model if run.model in models() or not model.is_dir() else str(model.resolve()) # kernels work elsewhere
     place = output and str(output.relative_to(here) if output.is_relative_to(here) else output.name)
     return {"model": model, "preset": run.preset, "benchmark": run.benchmark, "protocol": study.protocol,
             "overrides": study.overrides, "limit": study.limit, "variant": study.variant, "n_shot": study.n_shot,

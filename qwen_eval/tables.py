@@ -57,7 +57,7 @@ def _cells(r):
             f"{r['level']:.0%} interval": f"{100 * r['low']:.1f} to {100 * r['high']:.1f}" if judged else "",
             "n": str(r["n_items"]) + (f" x {r['n_epochs']}" if r["n_epochs"] > 1 else ""),
             **{k.replace("_", " "): str(r[k] or "") for k in ("truncated", "no_answer", "engine_error", "not_scored")},
-            "tok/s": "" if pretends else number(r["output_tok_s"], ".0f"),
+            "tok/s": "" if pretends else number(r["output_tok_s"] or None, ".0f"),
             "seconds": "" if pretends else number(r["seconds"], ".1f"),
             "marks": _listed(r["marks"].upper(), "" if r["complete"] else "INCOMPLETE", _short(r["note"]))}
 
