@@ -23,6 +23,11 @@ class Edge(TyperGroup):
         except QwenEvalError as e:
             print(f"qwen-eval: {e}", file=sys.stderr)
             raise typer.Exit(2) from None
+        except OSError as e:
+            if not e.filename: raise
+            print(f"qwen-eval: {e.filename}: {e.strerror}. Name another place in settings.ini or free this one; "
+                  "what is finished is kept.", file=sys.stderr)
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             import shlex
             again = shlex.join(["qwen-eval", *sys.argv[1:]])

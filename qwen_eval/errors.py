@@ -31,7 +31,7 @@ class UnknownNameError(QwenEvalError, KeyError):
         super().__init__(kind, name, self.known, hint) # the constructor's own arguments, so that it survives pickling
         near = difflib.get_close_matches(str(name).lower(), self.known, n=3, cutoff=0.5)
         if near: tail = f"Did you mean {' or '.join(map(repr, near))}?"
-        else: tail = f"Known: {', '.join(self.known[:20])}{' ...' if len(self.known) > 20 else ''}."
+        else: tail = f"Known: {', '.join(self.known[:20]) or 'none'}{' ...' if len(self.known) > 20 else ''}."
         self.message = f"Unknown {kind} {name!r}. {tail}" + (f" {hint}" if hint else "")
 
     def __str__(self): return self.message

@@ -9,8 +9,10 @@ __all__ = ['KEYS', 'TEXTS', 'read_outputs', 'match_outputs', 'read_likelihoods',
 import csv
 import gzip
 import io
+import json
 import math
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from html import escape
@@ -21,7 +23,7 @@ from .datasets.base import Benchmark, load
 from .engines.base import split_thinking
 from .errors import ConfigError, IntegrityError, UnknownNameError
 from .prompts import letter_order
-from .records import STATUSES, Completion, Continuation, Item
+from .records import STATUSES, Completion, Continuation, Item, to_json
 from .runs import measured, score_frame, score_pairs, weigh
 from .scorers.text import ScoreOptions
 
@@ -38,15 +40,21 @@ def read_outputs(
     try: data = path.read_bytes()
     except OSError as e: raise ConfigError(f"{path} cannot be read: {e.strerror}. Name a file of outputs.") from None
     try: text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
-    except (OSError, EOFError, ValueError) as e: raise IntegrityError(f"{path} cannot be decoded: {e}.") from None
+    except (OSError, EOFError, ValueError, zlib.error) as e:
+        raise IntegrityError(f"{path} cannot be decoded: {e}. Fetch it again.") from None
     if path.name.removesuffix(".gz").endswith(".csv"):
         yield from enumerate(csv.DictReader(io.StringIO(text)), 2)
         return
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip(): continue
         try: yield number, msgspec.json.decode(line, type=dict[str, Any])
-        except msgspec.DecodeError as e:
-            raise IntegrityError(f"{path}, line {number}: {e}. Each line is one JSON object.") from None
+        except msgspec.DecodeError as e: yield number, _leniently(line, f"{path}, line {number}: {e}")
+
+def _leniently(line, why): # Python's own writer puts out NaN and halves of surrogate pairs, which JSON has not
+    try: row = json.loads(line)
+    except ValueError: row = None
+    if not isinstance(row, dict): raise IntegrityError(f"{why}. Each line is one JSON object.")
+    return json.loads(to_json(row))
 
 # %% ../nbs/76_outputs.ipynb #c07
 def match_outputs(
@@ -58,8 +66,11 @@ def match_outputs(
     ids, asked, epochs, found = {i.id for i in items}, {}, {}, []
     for i in items: asked.setdefault(_squeezed(i.question), []).append(i.id)
     for number, row in rows:
+        row = {k: str(v) if isinstance(v, int) and k in KEYS else v for k, v in row.items()}
         key, text = _first(row, KEYS, where, number), _first(row, TEXTS, where, number)
-        known = asked.get(_squeezed(row[key]), []) if key == "question" else [row[key]] if row[key] in ids else []
+        for k in (k for k in KEYS if isinstance(row.get(k), str)): # the first that names one item
+            known = asked.get(_squeezed(row[k]), []) if k == "question" else [row[k]] if row[k] in ids else []
+            if len(known) == 1: break
         if len(known) != 1: raise ConfigError(f"{where}, line {number}: {_whose(row[key], key, known, items)}")
         epochs[known[0]] = epoch = epochs.get(known[0], -1) + 1
         thinking, answer = split_thinking(row[text])
@@ -143,6 +154,7 @@ class Scored(dict):
         shown = {m: f"{e['value']:.4f} [{e['low']:.4f}, {e['high']:.4f}] ({e['level']:.0%}, {e['method']}, "
                     f"n={e['n_items']})" for m, e in self["estimates"].items()}
         counts = {k.replace("_", " "): c[k] for k in STATUSES if c[k]}
+        if self["note"]: shown = {"not scored because": self["note"]} | (shown if c["scored"] else {})
         return {**marks, "benchmark": f"{self['benchmark']} ({self['variant']})", **shown, **missing, **counts,
                 "source": f"{self['source']} ({self['verified']})"}
 
@@ -174,9 +186,11 @@ def _result(frame, benchmark, name, variant, item_set, metrics):
     found = {m: asdict(weigh(frame, m, max_error_rate=1)) for m in dict.fromkeys(metrics)}
     seen = set(frame.item_id)
     missing = [i.id for i in item_set.items if i.id not in seen]
-    items = [{"id": r.item_id, "epoch": int(r.epoch), "value": float(r.value), "status": r.status, "answer": r.answer}
-             for r in frame.itertuples()]
+    items = [{"id": r.item_id, "epoch": int(r.epoch), "value": float(r.value), "status": r.status, "answer": r.answer,
+              "detail": r.detail} for r in frame.itertuples()]
+    unjudged = next((i["detail"] for i in items if i["status"] == "not_scored"), "")
     counts = {**found[variant.metric]["counts"], "missing": len(missing), "n_items": len(item_set.items)}
     return Scored(benchmark=benchmark.id, variant=name, metric=variant.metric, items=items, counts=counts,
                   estimate=found[variant.metric], estimates=found, missing=missing, source=item_set.source,
+                  note=unjudged,
                   item_set_hash=item_set.item_set_hash, verified=item_set.verified, marks=list(item_set.marks))

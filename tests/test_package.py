@@ -23,3 +23,15 @@ def test_public_names(name):
 
 def test_unknown_name():
     with pytest.raises(AttributeError, match="no attribute 'evaluat'"): qwen_eval.evaluat  # noqa: B018
+
+
+def test_section_keys_are_those_of_the_records():
+    from dataclasses import fields
+
+    from qwen_eval.models import Model
+    from qwen_eval.presets import Preset
+    from qwen_eval.protocols import Protocol
+    from qwen_eval.settings import SECTION_KEYS
+    from qwen_eval.studies import Study
+    for kind, record in {"model": Model, "preset": Preset, "protocol": Protocol, "study": Study}.items():
+        assert set(SECTION_KEYS[kind]) - {"like"} == {f.name for f in fields(record)} - {"id"}, kind

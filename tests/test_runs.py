@@ -226,7 +226,8 @@ def test_a_run_without_completions_is_still_a_result(tmp_path): # what a project
 
 
 # ---------------------------------------------------------------- tables
-def test_tables_and_queries(tmp_path):
+def test_tables_and_queries(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     runs = [ran(tmp_path, b, seed=s) for b in ("gsm8k", "arc_challenge") for s in (0, 1)]
     table = run_table(runs)
     assert len(table) == 4 and set(table.marks) == {"specimen, fake-engine"} and table.complete.all()

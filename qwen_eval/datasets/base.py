@@ -20,7 +20,7 @@ from ..records import Item
 from ..registry import Registry
 from ..settings import Settings
 from ..settings import settings as settings_in_force
-from ..sources import PACKAGINGS, hub_commit, read_rows, unpack
+from ..sources import PACKAGINGS, hub_commit, is_offline, read_rows, unpack
 
 # %% ../../nbs/20_datasets.base.ipynb #c05
 @dataclass(frozen=True, kw_only=True)
@@ -311,7 +311,9 @@ def _specimen(benchmark, known, settings):
 def _from_hub(benchmark, known, settings):
     source = benchmark.source("hub")
     commit = hub_commit(source.hub_id, source.revision)
-    from datasets import load_dataset
+    from datasets import config, load_dataset
+    from huggingface_hub import constants
+    constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = is_offline() # both libraries look at the environment only once
     table = []
     for split in filter(None, (benchmark.split, benchmark.shot_split)):
         try: part = load_dataset(source.hub_id, source.config, split=split, revision=commit)

@@ -16,14 +16,15 @@ from ..records import Item
 @rows.register("gsm8k")
 def gsm8k_row(
     row: dict[str, Any], # `question`, `answer` (worked, ending in `#### number`)
-    default_id: str, # `gsm8k/<split>/<row>`
+    default_id: str, # `gsm8k/<split>/<row>`, for rows without an id of their own
 ) -> Item: # Target is the number as text, `extra["solution"]` the whole worked answer
     "A row of GSM8K; raises `IntegrityError` where the answer does not end in a number."
     solution = field(row, "answer")
     target = re.search(r"####\s*(-?[\d,]*\.?\d+)\s*$", solution)
     if not target: raise IntegrityError(f"field 'answer' should end in '#### number', but ends in {solution[-30:]!r}")
     extra = {"solution": solution}
-    return Item(id=default_id, question=field(row, "question"), target=target[1].replace(",", ""), extra=extra)
+    own = str(row.get("id") or default_id)
+    return Item(id=own, question=field(row, "question"), target=target[1].replace(",", ""), extra=extra)
 
 # %% ../../nbs/22_datasets.math.ipynb #c08
 gsm8k = Benchmark(
