@@ -391,7 +391,8 @@ def test_forms_of_outputs(tmp_path, file, text):
 UNFIT = [([{"id": "gsm8k/test/77", "completion": ""}], "Did you mean 'gsm8k/test/"),
          ([{"question": "Who?", "completion": ""}], "no item asks 'Who"), ([], "no completions"),
          ([{"id": "gsm8k/test/0"}], "no text stands under completion"), ("{", r"made\.jsonl, line 1"),
-         ([{"id": 0, "completion": ""}], "no text stands under id"), ("[1]", r"made\.jsonl, line 1")]
+         ([{"id": [0], "completion": ""}], "no text stands under id"),
+         ([{"id": 0, "completion": ""}], "Unknown item .0"), ("[1]", r"made\.jsonl, line 1")]
 
 
 @pytest.mark.parametrize("rows, why", UNFIT, ids=str)

@@ -60,7 +60,7 @@ def python_tests(
     for item, completion in pairs:
         program = extract(completion.text, item) if completion.finish_reason != "error" else None
         if completion.finish_reason == "error": yield engine_error(completion)
-        elif isinstance(sandbox, SandboxError): yield _not_scored(completion, program, _NO_SANDBOX.format(sandbox))
+        elif isinstance(sandbox, SandboxError): yield _not_scored(completion, program, f"no sandbox ({sandbox})")
         elif program is None: yield settle(completion, 0, None, f"no program that defines {item.extra['entry_point']}")
         else: waiting.setdefault(with_tests(program, item), []).append((completion, program))
     if not waiting: return
@@ -76,8 +76,6 @@ def _outcomes(sandbox, programs):
             if outcome.status in ("setup_error", "killed"): outcome = sandbox.run(programs[i], CODE_LIMITS)
             yield programs[i], outcome
 
-_NO_SANDBOX = "no sandbox (install or permit one, or say --allow-unsafe-code to run programs unconfined): {}"
-
 def _not_scored(completion, program, why):
     return Score(item_id=completion.item_id, epoch=completion.epoch, status="not_scored", answer=program,
-                 detail=why[:600])
+                 detail=why[:2000])
