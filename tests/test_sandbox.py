@@ -20,6 +20,8 @@ if __name__ == "__main__": sys.path.insert(0, str(ROOT))
 from qwen_eval.errors import SandboxError
 from qwen_eval.sandbox import KINDS, Limits, Sandbox, _seen, available
 
+pytestmark = pytest.mark.xdist_group("sandbox") # what is left behind is looked for on the whole machine
+
 TIGHT = Limits(cpu_s=1, wall_s=2, memory_mib=256, processes=24, output_kib=16, scratch_mib=8)
 NOBODY = 65534
 

@@ -158,10 +158,10 @@ def test_what_is_stored_is_not_asked_again(lab):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, EngineError("the engine died")])
 def test_the_engine_is_stopped_whatever_happens(lab, monkeypatch, error):
-    started = []
+    started, others = [], set(psutil.Process().children()) # those of earlier tests in this process
 
     def fails(runs, study, folder, address, parallel, say):
-        started.extend(psutil.Process().children())
+        started.extend(set(psutil.Process().children()) - others)
         assert Path(address).exists() and started
         raise error
 
