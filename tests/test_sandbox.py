@@ -174,7 +174,11 @@ def assault(kind):
             for i, (name, program) in enumerate(programs.items()): # once more, with time, where the machine was busy
                 if seen[i].status not in accepted(name): seen[i] = sandbox.run(head + program, replace(TIGHT, wall_s=15))
             left = traces(token)
-        left += traces(token) + [str(p) for p in Path(tempfile.gettempdir()).glob("qwen_eval_scratch_*") if p not in before]
+        left += traces(token)
+        new = [p for p in Path(tempfile.gettempdir()).glob("qwen_eval_scratch_*") if p not in before]
+        deadline = time.monotonic() + 200 # what another test's sandbox has open goes when that sandbox closes
+        while any(p.exists() for p in new) and time.monotonic() < deadline: time.sleep(0.5)
+        left += [str(p) for p in new if p.exists()]
         harmed = [] if victim.poll() is None else ["process"]
         if Path(folder, "canary").read_text() != "unharmed" or sorted(os.listdir(folder)) != ["canary", "socket"]: harmed.append("canary")
         if Path("/proc/self/mountinfo").read_text() != mounts: harmed.append("mounts")
