@@ -79,11 +79,17 @@ class ShownTable:
         from rich.table import Table
         from rich.text import Text
         if not self.rows: return "no runs"
-        width = max(60, shutil.get_terminal_size((120, 20))[0])
-        table, console = Table(box=SIMPLE_HEAD), Console(width=width, color_system=None, force_jupyter=False)
-        for k in self.rows[0]: table.add_column(k, justify="right" if _numeric(k) else "left", overflow="fold")
-        for r in self.rows: table.add_row(*map(Text, r.values()))
-        with console.capture() as said: console.print(table)
+        alone = {r.get("model") for r in self.rows} if len(self.rows) > 1 else set() # said once, above the table
+        labels = [k for k in self.rows[0] if k != "model" or len(alone) != 1]
+        table, least = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True), 2
+        for k in labels:
+            word = max(len(w) for cell in (k, *(r[k] for r in self.rows)) for w in cell.split() or [""])
+            least += word + 2
+            table.add_column(k, justify="right" if _numeric(k) else "left", min_width=word)
+        for r in self.rows: table.add_row(*(Text(r[k]) for k in labels))
+        width = max(least, shutil.get_terminal_size((120, 20))[0]) # a word is never broken
+        console = Console(width=width, color_system=None, force_jupyter=False)
+        with console.capture() as said: console.print(*(f"{m}:" for m in alone if len(alone) == 1), table)
         return "\n".join(line.rstrip() for line in said.get().strip("\n").splitlines())
 
     def _repr_html_(self):
