@@ -58,14 +58,21 @@ def _block(lines, opened, end, glued):
     start, _, indent = opened
     code = [*lines[start + 1:end], *([glued] if glued is not None else [])]
     code = [c[min(indent, len(c) - len(c.lstrip(" \t"))):] for c in code]
-    return Block(code="\n".join(code), start=start, end=end + 1)
+    return Block(code=_typed("\n".join(code)), start=start, end=end + 1)
+
+def _typed(code):
+    "What was typed at Python's prompt, where a block is a session at it; else the block itself."
+    if not code.lstrip().startswith(">>>"): return code
+    typed = [re.match(r"[ \t]*(?:>>>|\.\.\.)(?: (.*)|$)", line) for line in code.split("\n")]
+    return "\n".join(m[1] or "" for m in typed if m)
 
 # %% ../nbs/51_extract_code.ipynb #c09
 _ODD = str.maketrans({"\u00a0": " ", "\u200b": None, "\ufeff": None, "\u2003": " ", "\u3000": " "})
 
 def _even(text):
-    "The text with `\\n` at line ends and plain white space at line beginnings."
+    "The text with `\\n` at line ends, plain white space at line beginnings, quoted blocks unquoted."
     text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if re.search(r"(?m)^ {0,3}> ?(?:```|~~~)", text): text = re.sub(r"(?m)^ {0,3}>(?!>) ?", "", text) # quoted
     return re.sub(r"(?m)^[ \t]*[\u00a0\u2003\u3000][ \t\u00a0\u2003\u3000]*", lambda m: m[0].translate(_ODD), text)
 
 def parse(
@@ -148,7 +155,8 @@ def _last_def(tree, name):
     return next((s for s in reversed(found) if not _is_stub(s)), None)
 
 # %% ../nbs/51_extract_code.ipynb #c18
-_DEMO_CALLS = {"print", "input", "exit", "quit", "main"}
+_DEMO_CALLS = {"print", "input", "open", "exit", "quit", "main", "breakpoint"}
+_SCRIPT_ATTRIBUTES = {"stdin", "argv", "parse_args", "parse_known_args"} # what only a script needs
 _DEMO_ATTRIBUTES = {("sys", "exit"), ("unittest", "main"), ("doctest", "testmod"), ("pytest", "main"), ("os", "_exit")}
 
 def _first_line(node): return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
@@ -167,9 +175,11 @@ def _is_demo(node, name, dropped, showing):
     calls = [n.func for n in inside if isinstance(n, ast.Call)]
     if any(isinstance(f, ast.Name) and f.id in _DEMO_CALLS | showing for f in calls): return True
     dotted = {(f.value.id, f.attr) for f in calls if isinstance(f, ast.Attribute) and isinstance(f.value, ast.Name)}
-    if dotted & _DEMO_ATTRIBUTES: return True
-    return bool(_loaded(node) & ({name} | dropped))
+    return bool(dotted & _DEMO_ATTRIBUTES or _is_script(node) or _loaded(node) & ({name} | dropped))
 
+def _is_script(node): return any(isinstance(n, ast.Attribute) and n.attr in _SCRIPT_ATTRIBUTES for n in ast.walk(node))
+
+# %% ../nbs/51_extract_code.ipynb #c19
 def without_demo(
     code: str, # A program
     tree: ast.Module, # Its tree
@@ -178,7 +188,7 @@ def without_demo(
     "A program reduced to what defines things; unchanged, to the byte, where there is nothing to leave out."
     dropped, gone, last = set(), [], _last_def(tree, name)
     showing = {s.name for s in tree.body if isinstance(s, _DEF) and s.name != name
-               and {name, *_DEMO_CALLS} & _loaded(s)}
+               and ({name, *_DEMO_CALLS} & _loaded(s) or _is_script(s))}
     if last is not None: showing -= _loaded(last)
     for s in tree.body:
         if (_is_stub(s) and s.name == name and last is not None) or _is_demo(s, name, dropped, showing):
@@ -192,7 +202,7 @@ def without_demo(
         return ast.unparse(ast.Module(body=kept, type_ignores=[]))
     return "\n".join(line for i, line in enumerate(lines) if i not in cut)
 
-# %% ../nbs/51_extract_code.ipynb #c22
+# %% ../nbs/51_extract_code.ipynb #c23
 def _pieces(code, tree):
     "Outermost statements as (names bound, text, node), decorators included."
     lines = code.split("\n")
@@ -234,7 +244,7 @@ def completed(
     if future: code = re.sub(r"(?m)^from __future__ import .*$", "", code) # it must stand first
     return "\n".join([*future, *(p[1] for p in front), *(p[1] for p in found), "", code.lstrip("\n")])
 
-# %% ../nbs/51_extract_code.ipynb #c25
+# %% ../nbs/51_extract_code.ipynb #c26
 def _whole(code, tree, name):
     "The program, where `tree` defines the function with a body; a method gets a function of its name."
     last = _last_def(tree, name)
@@ -264,7 +274,7 @@ def _continued(code, item, sure):
         if isinstance(node, _DEF) and (_returns(node) or (sure and whole)): return without_demo(*found[:2], name)
     return None
 
-# %% ../nbs/51_extract_code.ipynb #c27
+# %% ../nbs/51_extract_code.ipynb #c28
 _START = re.compile(r"(?m)^[ \t]*(?:from [\w.]+ import |import \w|(?:async )?def \w|class \w|@\w)")
 
 def _exact(code, name):
@@ -288,7 +298,7 @@ def _unfenced(text, item):
     alone = body and not _START.search(text, 0, body.start()) # not the body of another function
     return _continued(text[body.start():], item, sure=False) if alone else None
 
-# %% ../nbs/51_extract_code.ipynb #c28
+# %% ../nbs/51_extract_code.ipynb #c29
 @extractors.register("code")
 def code(
     text: str, # The answer of a model

@@ -57,6 +57,14 @@ def fence_in_docstring(t):
     return f"{t.above}{t.signature}\n{within}{doc}{t.body}"
 
 
+def session(code):
+    "Code as typed at Python's prompt."
+    code = code.lstrip("\n")
+    starts = {1} | {s.lineno - len(getattr(s, "decorator_list", [])) for s in ast.parse(code).body}
+    return "\n".join((">>> " if i in starts else "... ") + line for i, line in enumerate(code.splitlines(), start=1))
+
+
+COMMAND_LINE = "parser = argparse.ArgumentParser()\nparser.add_argument('n')\nargs = parser.parse_args()"
 SURE, BYE = "Sure! Here is the solution, step by step:", "This runs in O(n). Let me know if `you` need anything else."
 UNITTEST = "class T(unittest.TestCase):\n    def test(self):\n        self.fail()"
 RENDERINGS = {
@@ -106,6 +114,14 @@ RENDERINGS = {
     "unittest": lambda t: fence(f"import unittest\n{t.whole}\n\n{UNITTEST}\n\nunittest.main()"),
     "decorator": lambda t: fence(decorated(t)),
     "future import": lambda t: fence(f"from __future__ import annotations\n{t.function}"),
+    "command line": lambda t: fence(f"import argparse, sys\n{t.whole}\n\n{COMMAND_LINE}\nprint({t.name}(args.n))"),
+    "standard input": lambda t: fence(f"import sys\n{t.whole}\n\nfor line in sys.stdin:\n    print({t.name}(line))"),
+    "arguments": lambda t: fence(f"import sys\n{t.whole}\n\nn = int(sys.argv[1])\nr = {t.name}(n)"),
+    "file of its own": lambda t: fence(f"{t.whole}\n\nwith open('input.txt') as f:\n    rows = f.read().split()"),
+    "driver": lambda t: fence(f"import sys\n{t.whole}\n\ndef run():\n    n = sys.stdin.read()[0]\n\nrun()"),
+    "blockquote": lambda t: f"{SURE}\n\n" + textwrap.indent(fence(t.whole), "> ", lambda line: True) + f"\n\n{BYE}",
+    "blockquote, close": lambda t: textwrap.indent(fence(t.whole), ">", lambda line: True),
+    "session": lambda t: fence(session(t.whole + "\n") + f"\n>>> {t.name}(1)\n7"),
     "fence in docstring": lambda t: f"{SURE}\n{fence(fence_in_docstring(t))}\n{BYE}",
 }
 
