@@ -18,7 +18,6 @@ from .fetch import write_atomic
 from .figures import explain_marks, forest, records, save_figure
 from .reports import COLUMNS, Report, shown, write_report
 from .runs import summary
-from .sandbox import available
 from .settings import settings
 from .studies import Planned, Study, StudyPlan, plan
 
@@ -181,7 +180,7 @@ def environments(
         seen = {"engine": " ".join(filter(None, (f["engine"][k] for k in ("name", "version", "dtype")))),
                 "device": f["device"]["name"] or "none", "cores": e.get("n_cpu"), "memory, GiB": e.get("memory_gib"),
                 "python": e.get("python"), "platform": e.get("platform"), "code": code, **(e.get("packages") or {})}
-        if m["benchmark"].get("task_type") == "code": seen["sandbox here"] = ", ".join(available()) or "none"
+        if confined := (m.get("stages") or {}).get("score", {}).get("sandbox"): seen["sandbox"] = confined
         for k, v in seen.items():
             if v is not None: said.setdefault(k, {})[str(v)] = None
     return {k: "; ".join(v) for k, v in said.items()}

@@ -8,7 +8,6 @@ __all__ = ['FAKES', 'Plan', 'fingerprint', 'engine_name', 'plan_run', 'survey', 
 # %% ../nbs/71_evaluate.ipynb #c02
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +19,7 @@ from .datasets.base import Benchmark, ItemSet, Variant, item_order, load
 from .engines.all import engines, start
 from .engines.base import Engine, EngineInfo
 from .errors import ConfigError, EngineError, IntegrityError
+from .fetch import writable
 from .hardware import Device, detect, require_fit
 from .models import Model, model as find_model
 from .presets import Preset, engine_args, preset as find_preset
@@ -27,8 +27,9 @@ from .protocols import (Protocol, check_protocol, max_model_len, n_epochs, proto
                                  vendor_protocol)
 from .records import Item, Request
 from .requests import ByteTokenizer, build_requests
-from .runs import Run, items_of, open_run, read_scores, score_run, unscored
+from .runs import Run, items_of, open_run
 from .scorers.text import ScoreOptions
+from .scores import read_scores, score_run, unscored
 from .settings import settings
 from .store import (RunWriter, Session, by_key, differences, environment, now, read_completions, read_manifest,
                              run_id, update_manifest)
@@ -134,11 +135,7 @@ def _check_wish(limit, runs):
     "The folder of the runs; raises `ConfigError` for a limit that is none, or a folder that cannot be written."
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ConfigError(f"limit is {limit!r}; it is a number of items from 1 on, or None for all.")
-    folder = Path(runs).expanduser().resolve() if runs else settings().runs
-    try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise ConfigError(f"Runs cannot be kept in {folder}: {e.strerror}. Name another.") from None
-    if not os.access(folder, os.W_OK): raise ConfigError(f"Runs cannot be kept in {folder}: no right to. Name another.")
-    return folder
+    return writable(Path(runs).expanduser().resolve() if runs else settings().runs, "Runs")
 
 def _say(x): # for the manifest: an id, a path from the root, or the kind of thing it is
     if isinstance(x, Path): return str(x.resolve())
@@ -194,6 +191,7 @@ def plan_run(
                 epochs=n_epochs(p, len(items)), engine=_who_answers(engine, ps, m, located, device), device=device,
                 system=system, order_seed=order_seed, marks=(*item_set.marks, *loud),
                 runs=folder, asked=asked)
+
 
 
 # %% ../nbs/71_evaluate.ipynb #c17

@@ -24,8 +24,8 @@ from .engines.base import split_thinking
 from .errors import ConfigError, IntegrityError, UnknownNameError
 from .prompts import letter_order
 from .records import STATUSES, Completion, Continuation, Item, to_json
-from .runs import measured, score_frame, score_pairs, weigh
 from .scorers.text import ScoreOptions
+from .scores import measured, score_frame, score_pairs, weigh
 
 # %% ../nbs/76_outputs.ipynb #c05
 KEYS = ("id", "task_id", "item_id", "question")
@@ -73,7 +73,7 @@ def match_outputs(
             if len(known) == 1: break
         if len(known) != 1: raise ConfigError(f"{where}, line {number}: {_whose(row[key], key, known, items)}")
         epochs[known[0]] = epoch = epochs.get(known[0], -1) + 1
-        thinking, answer = split_thinking(row[text])
+        thinking, answer = split_thinking(row[text] or "") # null: the model said nothing
         reason = "length" if row.get("finish_reason") == "length" else "stop"
         found.append(Completion(item_id=known[0], epoch=epoch, text=answer, thinking=thinking, finish_reason=reason))
     if not found: raise ConfigError(f"{where} holds no completions.")
@@ -81,7 +81,7 @@ def match_outputs(
 
 def _first(row, names, where, number):
     name = next((n for n in names if isinstance(row.get(n), str)), None)
-    if name: return name
+    if name := name or (names is TEXTS and next((n for n in names if n in row and row[n] is None), None)): return name
     raise ConfigError(f"{where}, line {number}: no text stands under {', '.join(names)}; the row has {', '.join(row)}.")
 
 def _squeezed(text): return re.sub(r"\s+", " ", text).strip()

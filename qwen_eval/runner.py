@@ -15,6 +15,7 @@ from .closing import Failure, Outcome, close_study, result_rows
 from .engines.process import EngineProcess
 from .errors import ConfigError, IntegrityError, QwenEvalError
 from .evaluation import FAKES, evaluate
+from .fetch import writable
 from .models import models
 from .presets import engine_args
 from .progress import Board, LineCount
@@ -153,7 +154,9 @@ def run_study(
     p = plan(name, runs)
     folder, failures = Path(reports or settings().reports / p.study.id), []
     todo = [g for group in p.groups() if (g := tuple(r for r in group if r.state() != "complete"))]
+    if notebooks: writable(folder, "Reports")
     if todo:
+        writable(settings().cache / "logs", "Logs of engines")
         needed = contexts(p)
         counts = [(LineCount(r.path / "completions.jsonl"), r.n_answers) for g in todo for r in g]
         with Board(sum(n for _, n in counts), lambda: sum(min(c.poll(), n) for c, n in counts), stream) as board:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 from .errors import ConfigError
 from .fetch import write_atomic
-from .runs import Run, write_scores
+from .runs import Run
+from .scores import write_scores
 
 # %% ../nbs/77_sharing.ipynb #c05
 def without_paths(

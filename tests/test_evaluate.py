@@ -345,9 +345,9 @@ def test_scores_that_were_lost_are_made_again_without_asking(tmp_path):
 
 
 def test_a_larger_run_scores_only_what_is_new(tmp_path, monkeypatch):
-    import qwen_eval.runs as runs
-    seen, real = [], runs.score_items
-    monkeypatch.setattr(runs, "score_items", lambda pairs, *a: real(seen.extend(p := list(pairs)) or p, *a))
+    import qwen_eval.scores as scores
+    seen, real = [], scores.score_items
+    monkeypatch.setattr(scores, "score_items", lambda pairs, *a: real(seen.extend(p := list(pairs)) or p, *a))
     for limit in (2, 4): ask(tmp_path, FakeEngine(right), limit=limit)
     assert len(seen) == 4
 
@@ -368,6 +368,7 @@ def test_without_a_sandbox_programs_wait_and_are_scored_later(tmp_path, monkeypa
     again = ask(tmp_path, engine, "humaneval")
     if again.counts["not_scored"]: pytest.skip("no sandbox on this machine")
     assert engine.n_requests == len(gold) and again.estimate().value == 1
+    assert again.manifest["stages"]["score"]["sandbox"].split(", ")[0] in ("namespaces", "landlock")
 
 
 # ---------------------------------------------------------------- outputs made elsewhere
@@ -375,6 +376,13 @@ def scored(tmp_path, rows, name="gsm8k", file="made.jsonl", **how):
     text = "\n".join(map(json.dumps, rows)) if not isinstance(rows, str) else rows
     (tmp_path / file).write_bytes(gzip.compress(text.encode()) if file.endswith(".gz") else text.encode())
     return score_outputs(tmp_path / file, name, source="specimen", **how)
+
+
+def test_null_is_an_answer_that_says_nothing(tmp_path):
+    gold = load(benchmark("gsm8k"), "specimen").items
+    rows = [{"id": gold[0].id, "completion": None}, {"id": gold[1].id, "completion": f"#### {gold[1].target}"}]
+    found = scored(tmp_path, rows)
+    assert [i["status"] for i in found["items"]] == ["no_answer", "scored"] and found["estimate"]["value"] == 0.5
 
 
 @pytest.mark.parametrize("file", ["made.jsonl", "made.jsonl.gz", "made.txt", "made.gz"])

@@ -12,7 +12,8 @@ from qwen_eval.errors import ConfigError, IntegrityError, UnknownNameError
 from qwen_eval.evaluation import evaluate
 from qwen_eval.models import Model
 from qwen_eval.records import Completion, Continuation, Item, Score, to_json
-from qwen_eval.runs import describe, list_runs, open_run, score_frame, summary, weigh, write_scores
+from qwen_eval.runs import describe, list_runs, open_run, summary
+from qwen_eval.scores import score_frame, weigh, write_scores
 from qwen_eval.store import (
     RunWriter,
     Session,
