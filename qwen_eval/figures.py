@@ -36,11 +36,10 @@ def paper_style() -> Iterator[None]: # A context
 MARKS = {
     "specimen": "hand-written specimen items of this project, not a benchmark result",
     "prejoined": "the source file carries contexts joined beforehand; not comparable with published numbers",
-    "unverified": "the item set was not compared with a known hash",
+    "unverified": "the items were compared with no known hash",
     "fake-engine": "answers of a fake engine that stands in for a model in tests",
     "custom-data": "items of the user's own, not those that the benchmark's name stands for",
-    "first load": "the item set's hash was stored at this first load; later loads must match it",
-    "override": "a preset or setting known to change results was allowed on demand",
+    "uncalibrated-fp8": "an fp8 KV cache without calibrated scales was allowed, which is known to ruin some models",
 }
 SIGNS = "†‡§¶#"
 

@@ -96,9 +96,9 @@ def read_likelihoods(
     rows: Iterator[tuple[int, Mapping[str, Any]]], # Line numbers and rows, values as text
     items: tuple[Item, ...], # Of the benchmark, in the order of its file
     where: str, # The file, for messages
-) -> list[Completion]: # One per item, with `continuations` of one token each
+) -> list[Completion]: # In the order of the file, with `continuations` of one token each
     "Completions from log-likelihoods; raises `ConfigError` where columns or rows do not fit the items."
-    rows, by_id, found = list(rows), {i.id: i for i in items}, []
+    rows, by_id, epochs, found = list(rows), {i.id: i for i in items}, {}, []
     columns = [c for c in (rows[0][1] if rows else ()) if re.fullmatch(r"(nll|loglik)_\d+", c or "")]
     columns.sort(key=lambda c: int(c.split("_")[1]))
     key = next((k for k in KEYS[:3] if rows and k in rows[0][1]), None)
@@ -116,10 +116,11 @@ def read_likelihoods(
         if len(v) < n or any(map(math.isnan, v)):
             raise ConfigError(f"{where}, line {number}: item {item.id!r} has {n} choices, but the row has {v}.")
         ends = tuple(Continuation(logprob=sign * x, n_tok=1) for x in v)
-        found.append(Completion(item_id=item.id, continuations=ends))
+        epochs[item.id] = epoch = epochs.get(item.id, -1) + 1
+        found.append(Completion(item_id=item.id, epoch=epoch, continuations=ends))
     return found
 
-# %% ../nbs/76_outputs.ipynb #c15
+# %% ../nbs/76_outputs.ipynb #c16
 def _variant(benchmark, name, mode):
     "(name, Variant) for outputs of that mode."
     names = [name] if name else [benchmark.default_variant["chat"], *benchmark.variants]
@@ -138,7 +139,7 @@ def unshuffled(item): # an Item
     back = sorted(range(len(order)), key=order.__getitem__) # position at which each choice is shown
     return replace(item, choices=tuple(item.choices[back[i]] for i in range(len(order))), target=order[item.target])
 
-# %% ../nbs/76_outputs.ipynb #c18
+# %% ../nbs/76_outputs.ipynb #c19
 class Scored(dict):
     "Scores of outputs: `items`, `estimate`, `estimates`, `counts`, and what they were made from."
     def __repr__(self): return "\n".join(f"{k:>13}  {v}" for k, v in self._cells().items())
@@ -158,7 +159,7 @@ class Scored(dict):
         return {**marks, "benchmark": f"{self['benchmark']} ({self['variant']})", **shown, **missing, **counts,
                 "source": f"{self['source']} ({self['verified']})"}
 
-# %% ../nbs/76_outputs.ipynb #c19
+# %% ../nbs/76_outputs.ipynb #c20
 def score_outputs(
     path: str | Path, # JSON lines of completions, or CSV of log-likelihoods; plain or gzip
     benchmark: str | Benchmark, # What they answer

@@ -51,11 +51,12 @@ _PRESETS = (
 
 # %% ../nbs/11_presets.ipynb #c08
 def presets() -> Registry: # Of `Preset`s: ours first, then those that `settings.ini` declares
-    "All registered presets; a declared one starts from `balanced`, or from the one that `like` names."
+    "All registered presets; a declared one starts from `balanced`, or from an earlier one that `like` names."
     found = Registry("preset")
     for p in _PRESETS: found.add(p.id, p)
     for name, values in settings().declared.get("preset", {}).items():
-        base = replace(found.get(values.get("like", "balanced")), notes="")
+        like = found.get(values.get("like", "balanced"), "like names a preset of ours or of an earlier section.")
+        base = replace(like, notes="")
         found.add(name, declare(Preset, name, {k: v for k, v in values.items() if k != "like"}, f"preset.{name}", base))
     return found
 
@@ -122,9 +123,8 @@ def memory_plan(
     wanted = n_seqs * per_seq + one_block if cpu or preset.bound_kv_cache else room
     if cpu: wanted = min(wanted, max(preset.cpu_kv_gib, per_seq + one_block))
     kv = min(room, wanted)
-    return MemoryPlan(kv_gib_per_seq=per_seq, kv_gib=kv, max_seqs=max(0,
-                                                                      math.floor((kv - one_block) / per_seq + 1e-9)),
-                      **known)
+    max_seqs = max(0, math.floor((kv - one_block) / per_seq + 1e-9))
+    return MemoryPlan(kv_gib_per_seq=per_seq, kv_gib=kv, max_seqs=max_seqs, **known)
 
 # %% ../nbs/11_presets.ipynb #c19
 def engine_args(

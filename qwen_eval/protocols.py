@@ -33,7 +33,7 @@ class Protocol:
     many_items: int = 500 # From this number of items on it is many
     n_shot: int | None = None # Worked examples before the question; None: as the benchmark's variant has it
     variant: str | None = None # Benchmark variant; None: the benchmark's default for base or chat models
-    seed: int = 0 # Of the draws; epoch and item are mixed in
+    seed: int = 0 # Of the draws, where epoch and item are mixed in, and of the choice of examples
 
     @property
     def sampling(self) -> Sampling: # Every field filled
@@ -63,11 +63,11 @@ _PROTOCOLS = (
 
 # %% ../nbs/12_protocols.ipynb #c08
 def protocols() -> Registry: # Of `Protocol`s: ours first, then those that `settings.ini` declares
-    "All registered protocols; a declared one starts from `greedy`, or from the one that `like` names."
+    "All registered protocols; a declared one starts from `greedy`, or from an earlier one that `like` names."
     found = Registry("protocol")
     for p in _PROTOCOLS: found.add(p.id, p)
     for name, values in settings().declared.get("protocol", {}).items():
-        base = found.get(values.get("like", "greedy"))
+        base = found.get(values.get("like", "greedy"), "like names a protocol of ours or of an earlier section.")
         if "answer_tok" in values: base = replace(base, code_answer_tok=None)
         values = {k: v for k, v in values.items() if k != "like"}
         found.add(name, declare(Protocol, name, values, f"protocol.{name}", base))
@@ -81,6 +81,7 @@ def protocol(
     "The protocol of that name; raises `UnknownNameError` with near names, `ConfigError` for a value that cannot be."
     p = name if isinstance(name, Protocol) else protocols().get(name, "Add yours as [protocol.NAME] in settings.ini.")
     if "answer_tok" in changes: changes.setdefault("code_answer_tok", None)
+    if "epochs" in changes: changes.setdefault("epochs_many", changes["epochs"])
     p = override(p, changes)
     for key, (fine, wanted) in _limits(p).items():
         if not fine: raise ConfigError(f"protocol {p.id!r}: {key} is {getattr(p, key)}; it must be {wanted}.")
@@ -104,10 +105,13 @@ def vendor_protocol(
     model: Model, # Tells whether the vendor's way is to think
     generation_config: Mapping[str, Any], # The `generation_config.json` beside the weights; {} where there is none
 ) -> Protocol: # With every value written out
-    "The protocol with the sampling that the model's vendor ships."
+    "The protocol with the sampling that the model's vendor ships; raises `ConfigError` where it cannot be followed."
     if protocol.temperature is not None: return protocol
-    g, thinks = generation_config, model.thinking != "none"
-    drawn = g.get("do_sample", "temperature" in g)
+    g = {k: v for k, v in generation_config.items() if v is not None}
+    drawn, thinks = g.get("do_sample", "temperature" in g), model.thinking in ("switch", "always")
+    if drawn and g.get("min_p"):
+        raise ConfigError(f"{model.id}: its generation_config.json asks for min_p={g['min_p']}, which protocols do not "
+                          f"have, so {protocol.id!r} cannot follow it. Use a protocol with its own values.")
     return replace(protocol, temperature=float(g.get("temperature", 1.0)) if drawn else 0.0,
                    top_p=float(g.get("top_p", 1.0)) if drawn else 1.0,
                    top_k=(g.get("top_k") or -1) if drawn else -1,
@@ -117,7 +121,7 @@ def vendor_protocol(
 # %% ../nbs/12_protocols.ipynb #c21
 def n_epochs(
     protocol: Protocol, # How items are asked
-    n_items: int, # Items that will be asked
+    n_items: int, # Items of the benchmark, whatever the limit
 ) -> int: # Repeats of each item
     "How often each item is asked."
     return protocol.epochs if n_items < protocol.many_items else protocol.epochs_many
@@ -131,20 +135,23 @@ def check_protocol(
     answer: Literal["text", "code"] = "text", # What kind of answer the benchmark wants
 ) -> Protocol: # The same protocol
     "The protocol again; raises `ConfigError` where it cannot give a meaningful score with this model."
-    p, m = protocol, model.id
+    if protocol.temperature is not None: _check_thinking(protocol, model, mode)
+    _needed_tok(protocol, model, longest_prompt_tok, mode, answer)
+    return protocol
+
+def _check_thinking(p, model, mode):
+    m = model.id
     if p.thinking and model.thinking == "none":
         raise ConfigError(f"Protocol {p.id!r} thinks, but {m} cannot. Use a protocol without thinking, such as greedy.")
-    if not p.thinking and model.thinking == "always" and mode == "generate":
-        raise ConfigError(f"Protocol {p.id!r} does not think, but {m} always does. Use qwen3_thinking, or set "
-                          "thinking=true, thinking_tok and a temperature above 0.")
+    if not p.thinking and model.thinking == "always" and mode != "continuations":
+        raise ConfigError(f"Protocol {p.id!r} does not think, but {m} always does. Use a generated variant with "
+                          "qwen3_thinking, or set thinking=true, thinking_tok and a temperature above 0.")
     if p.thinking and mode != "generate":
         raise ConfigError(f"Protocol {p.id!r} thinks, but a score from {mode} reads the tokens right after the prompt "
                           f"({m}). Use a generated variant, or a protocol without thinking.")
     if p.thinking and p.temperature == 0:
         raise ConfigError(f"Protocol {p.id!r} thinks at temperature 0; {m} falls into loops that way. Use 0.6 "
                           "(qwen3_thinking).")
-    _needed_tok(p, model, longest_prompt_tok, mode, answer)
-    return p
 
 def _needed_tok(p, model, prompt_tok, mode, answer):
     "Tokens of the longest sequence; raises `ConfigError` beyond the model's context."

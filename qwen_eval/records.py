@@ -8,10 +8,10 @@ __all__ = ['STATUSES', 'COUNTED', 'Item', 'Sampling', 'Request', 'Continuation',
 
 # %% ../nbs/00_records.ipynb #c02
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-# %% ../nbs/00_records.ipynb #c04
+# %% ../nbs/00_records.ipynb #c05
 @dataclass(frozen=True, kw_only=True)
 class Item:
     "One question of a benchmark and what is known about its answer."
@@ -23,7 +23,7 @@ class Item:
     cluster: str = "" # Sampled group that the item belongs to
     extra: dict[str, Any] = field(default_factory=dict) # What prompt builder and scorer need beside
 
-# %% ../nbs/00_records.ipynb #c07
+# %% ../nbs/00_records.ipynb #c08
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     "How the next token is drawn; every field is always sent, so that no server fills a gap with a value of its own."
@@ -32,7 +32,7 @@ class Sampling:
     top_k: int = -1 # Number of tokens to draw from; -1 is all
     repetition_penalty: float = 1.0 # 1 is none
 
-# %% ../nbs/00_records.ipynb #c08
+# %% ../nbs/00_records.ipynb #c09
 @dataclass(frozen=True, kw_only=True)
 class Request:
     "One item, ready to send to an engine."
@@ -55,7 +55,7 @@ class Request:
         "Identity of the request within its run."
         return self.item_id, self.epoch
 
-# %% ../nbs/00_records.ipynb #c11
+# %% ../nbs/00_records.ipynb #c12
 @dataclass(frozen=True, kw_only=True)
 class Continuation:
     "How likely a model finds one given continuation."
@@ -63,7 +63,7 @@ class Continuation:
     n_tok: int # Number of its tokens
     is_greedy: bool = False # Would greedy decoding have produced it?
 
-# %% ../nbs/00_records.ipynb #c12
+# %% ../nbs/00_records.ipynb #c13
 @dataclass(frozen=True, kw_only=True)
 class Completion:
     "One answer of an engine to one request."
@@ -89,11 +89,11 @@ class Completion:
         "Identity of the answered request within its run."
         return self.item_id, self.epoch
 
-# %% ../nbs/00_records.ipynb #c14
+# %% ../nbs/00_records.ipynb #c15
 STATUSES = ("scored", "no_answer", "truncated", "engine_error", "not_scored")
 COUNTED = ("scored", "no_answer", "truncated")
 
-# %% ../nbs/00_records.ipynb #c15
+# %% ../nbs/00_records.ipynb #c16
 @dataclass(frozen=True, kw_only=True)
 class Score:
     "The worth of one completion."
@@ -110,7 +110,7 @@ class Score:
         "Identity of the scored request within its run."
         return self.item_id, self.epoch
 
-# %% ../nbs/00_records.ipynb #c16
+# %% ../nbs/00_records.ipynb #c17
 def count_statuses(
     scores, # Scores, any number
 ) -> dict[str, int]: # Number of scores per status, every status present, in the order of `STATUSES`
@@ -119,7 +119,7 @@ def count_statuses(
     for s in scores: counts[s.status] += 1
     return counts
 
-# %% ../nbs/00_records.ipynb #c20
+# %% ../nbs/00_records.ipynb #c21
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     "A value with its interval and its pedigree."
@@ -141,35 +141,34 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n={self.n_items}, {self.method})"
 
     def _repr_html_(self):
-        cells = {"estimate": f"{self.value:.3f}", f"{self.level:.0%} interval": f"[{self.low:.3f}, {self.high:.3f}]",
+        interval = f"[{self.low:.3f}, {self.high:.3f}]"
+        cells = {"estimate": f"{self.value:.3f}", f"{100 * self.level:.4g}% interval": interval,
                  "n": self.n_items, "method": self.method, "metric": self.metric,
                  **{k.replace("_", " "): v for k, v in self.counts.items() if v}}
         head = "".join(f"<th>{k}</th>" for k in cells)
         row = "".join(f"<td>{v}</td>" for v in cells.values())
         return f"<table><tr>{head}</tr><tr>{row}</tr></table>"
 
-# %% ../nbs/00_records.ipynb #c24
-def to_json(
-    record, # Any record of this notebook, or plain dicts and lists of them
-) -> bytes: # One line of UTF-8 JSON, without a newline
-    "The record as JSON; lone surrogates become U+FFFD, NaN and infinities become null."
-    import msgspec
-    try: return msgspec.json.encode(record)
-    except UnicodeEncodeError:
-        plain = asdict(record) if hasattr(record, "__dataclass_fields__") else record
-        return msgspec.json.encode(_well_formed(plain))
-
-def _well_formed(x):
-    if isinstance(x, str): return x.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(x, dict): return {_well_formed(k): _well_formed(v) for k, v in x.items()}
-    if isinstance(x, (list, tuple)): return [_well_formed(v) for v in x]
-    return x
-
 # %% ../nbs/00_records.ipynb #c25
+def to_json(
+    record, # Any record of this notebook, or plain dicts and lists, of records too
+) -> bytes: # One line of UTF-8 JSON, without a newline
+    "The record as JSON; NaN and infinities become text in a record, null elsewhere; lone surrogates become U+FFFD."
+    import msgspec
+    return msgspec.json.encode(_plain(record, None))
+
+def _plain(x, odd): # `odd` makes something of a number that JSON has not
+    if isinstance(x, str): return x.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(x, float): return float(x) if math.isfinite(x) else odd and odd(x)
+    if isinstance(x, dict): return {_plain(k, odd): _plain(v, odd) for k, v in x.items()}
+    if isinstance(x, (list, tuple)): return [_plain(v, odd) for v in x]
+    return {f: _plain(getattr(x, f), str) for f in getattr(x, "__dataclass_fields__", ())} or x
+
+# %% ../nbs/00_records.ipynb #c26
 def from_json(
     data: bytes | str, # One line of JSON
     kind: type, # The record class to make
 ): # A `kind`
     "The record again; raises `msgspec.ValidationError` for a field of a wrong type, `msgspec.DecodeError` for no JSON."
     import msgspec
-    return msgspec.json.decode(data, type=kind)
+    return msgspec.json.decode(data, type=kind, strict=False) # not strict: a number may be written as text

@@ -24,11 +24,10 @@ class Registry:
         name: str, # The name to find it by
         thing: Any, # The thing
         aliases: tuple[str, ...] = (), # Other names for it
-        replace: bool = False, # May it take the place of an earlier one?
     ) -> Any: # The thing
         "Register `thing`; raises `ConfigError` where the name is taken."
         for n in (name, *aliases):
-            if not replace and n in self: raise ConfigError(f"{self.kind} {n!r} is registered already; choose another.")
+            if n in self: raise ConfigError(f"{self.kind} {n!r} is registered already; choose another.")
         self._things[name] = thing
         self._aliases.update(dict.fromkeys(aliases, name))
         return thing

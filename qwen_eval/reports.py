@@ -41,6 +41,7 @@ def shown(
 ) -> dict[str, str]: # Text per key of `COLUMNS`
     "A row as text, ready to print."
     value, low, high = (row.get(k) for k in ("value", "low", "high"))
+    speed, seconds = (row.get(k) if row.get("engine") != "fake" else None for k in ("output_tok_s", "seconds"))
     return {
         "preset": row["preset"] + "".join(signs[m][0] for m in row.get("marks") or ()),
         "score": "not scored" if _missing(value) else f"{100 * value:.1f}",
@@ -48,8 +49,8 @@ def shown(
         "n": _count(row.get("n_items")),
         "truncated": _count(row.get("truncated")),
         "no_answer": _count(row.get("no_answer")),
-        "output_tok_s": "–" if _missing(row.get("output_tok_s") or None) else f"{row['output_tok_s']:,.0f}",
-        "seconds": "–" if _missing(row.get("seconds")) else f"{row['seconds']:,.{1 if row['seconds'] < 10 else 0}f}",
+        "output_tok_s": "–" if _missing(speed or None) else f"{speed:,.0f}",
+        "seconds": "–" if _missing(seconds) else f"{seconds:,.{1 if seconds < 10 else 0}f}",
     }
 
 def _missing(x): return x is None or x != x
@@ -66,7 +67,8 @@ def alt_text(
         s = shown(r, explain_marks([r]))
         numbers = s["score"] if _missing(r.get("value")) else f"{s['score']} % ({s['interval']}, n = {s['n']})"
         said.append(f"{r['benchmark']}, {r['model']}, {r['preset']}: {numbers}")
-    return f"Forest plot of {len(said)} estimates with their intervals. " + "; ".join(said) + "."
+    what = "one estimate with its interval" if len(said) == 1 else f"{len(said)} estimates with their intervals"
+    return f"Forest plot of {what}. " + "; ".join(said) + "."
 
 # %% ../nbs/82_reports.ipynb #c14
 _CSS = """

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ByteTokenizer', 'render_chat', 'encode', 'encode_pairs', 'label_tokens', 'request_seed', 'prompt_hash',
-           'output_budget', 'build_requests', 'longest_prompt_tok']
+           'output_budget', 'build_requests']
 
 # %% ../nbs/31_requests.ipynb #c02
 import hashlib
@@ -123,8 +123,7 @@ def encode_pairs(
 
 def _move_space(context, endings, special):
     if not endings: return context, ()
-    if not special: # a chat: the last newline is the template's
-        return context, [e.lstrip() if context[-1:].isspace() else e for e in endings]
+    if not special: return context, [e.lstrip() for e in endings] # a chat: what joins them is the template's
     kept = context.rstrip()
     return kept, [context[len(kept):] + e for e in endings]
 
@@ -133,10 +132,12 @@ def label_tokens(
     tokenizer: Any, # A transformers tokenizer
     prompt: str, # The text that the label follows
     labels: Sequence[str], # Such as ("A", "B", "C", "D")
+    chat: bool = False, # Did a chat template write the prompt? Then no space joins a label to it
 ) -> tuple[int, ...]: # Token ids, shape (n_labels,)
     "The token of each label right after the prompt; raises `ConfigError` where one takes more, or two are one."
     tail = prompt[-32:] # what stands further left does not change the next token
-    joined = [tail + ("" if tail[-1:].isspace() else " ") + label for label in labels]
+    joint = "" if chat or tail[-1:].isspace() else " "
+    joined = [f"{tail}{joint}{label}" for label in labels]
     before, *after = _ids(tokenizer, [tail, *joined])
     instead = "for this tokenizer; take a generated variant or a cloze."
     for label, ids in zip(labels, after, strict=True):
@@ -146,7 +147,7 @@ def label_tokens(
     if len(set(ids)) < len(ids): raise ConfigError(f"two of the labels {', '.join(labels)} are one token {instead}")
     return ids
 
-# %% ../nbs/31_requests.ipynb #c30
+# %% ../nbs/31_requests.ipynb #c31
 def request_seed(
     seed: int, # Seed of the run
     item_id: str, # The item
@@ -155,7 +156,7 @@ def request_seed(
     "Seed of one draw."
     return int.from_bytes(hashlib.sha256(f"{seed}\0{item_id}\0{epoch}".encode()).digest()[:4], "big") >> 1
 
-# %% ../nbs/31_requests.ipynb #c34
+# %% ../nbs/31_requests.ipynb #c35
 def prompt_hash(
     request: Request, # A request
 ) -> str: # 16 hex digits
@@ -168,7 +169,7 @@ def prompt_hash(
     for i in ids: h.update(struct.pack(f"<{len(i)}I", *i))
     return h.hexdigest()[:16]
 
-# %% ../nbs/31_requests.ipynb #c38
+# %% ../nbs/31_requests.ipynb #c39
 def output_budget(
     variant: Variant, # How the items are asked
     protocol: Protocol, # Holds the budgets
@@ -176,7 +177,7 @@ def output_budget(
     "How many tokens an engine may produce for one request."
     return protocol.max_tok(variant.answer) if variant.mode == "generate" else 1
 
-# %% ../nbs/31_requests.ipynb #c42
+# %% ../nbs/31_requests.ipynb #c43
 def _drafts(items, build, shots, variant, tokenizer, thinking, system):
     "Per item: its block, its chat turns, and what `encode_pairs` makes of it."
     blocks = [build(item) for item in items]
@@ -188,6 +189,12 @@ def _drafts(items, build, shots, variant, tokenizer, thinking, system):
     encoded = encode_pairs(tokenizer, list(zip(texts, endings, strict=True)), special=not variant.chat)
     return zip(items, blocks, turns, encoded, strict=True)
 
+def _label_ids(tokenizer, text, labels, chat, beside):
+    try: return label_tokens(tokenizer, text, labels, chat) if labels else ()
+    except ConfigError:
+        if beside: return ()
+        raise
+
 def _request(draft, variant, model, tokenizer, protocol, known):
     "The request for the first epoch; sampling, seed and hash still open."
     item, block, turns, (text, ids, endings) = draft
@@ -197,7 +204,7 @@ def _request(draft, variant, model, tokenizer, protocol, known):
                           "take a variant of mode 'generate', or a prompt made for this one.")
     beside = variant.labels_beside and drawn and not protocol.thinking and tokenizer is not None
     end = (text[-32:], block.labels if beside or variant.mode == "labels" else ())
-    if end not in known: known[end] = label_tokens(tokenizer, text, end[1]) if end[1] else ()
+    if end not in known: known[end] = _label_ids(tokenizer, *end, variant.chat, beside)
     n = len(ids) + max(map(len, endings), default=0)
     if model.context_tok is not None and n + max_tok > model.context_tok:
         raise ContextOverflow(f"item {item.id!r}: a prompt of {n} tokens and a budget of {max_tok} make {n + max_tok}, "
@@ -207,7 +214,7 @@ def _request(draft, variant, model, tokenizer, protocol, known):
                    max_tok=max_tok, stop=variant.stop if drawn else (),
                    label_ids=known[end], continuation_ids=tuple(map(tuple, endings)))
 
-# %% ../nbs/31_requests.ipynb #c44
+# %% ../nbs/31_requests.ipynb #c45
 def build_requests(
     items: Iterable[Item], # Items in the order of asking
     pool: Sequence[Item], # Items that may serve as examples
@@ -220,7 +227,7 @@ def build_requests(
     system: str | None = None, # System text; None leaves it to the chat template
 ) -> Iterator[Request]: # One per item and epoch, the epochs of an item together, built as they are taken
     "Requests for an engine; `ConfigError` at once for what cannot work, `ContextOverflow` for too long a prompt."
-    n_shot = _checked_n_shot(pool, benchmark, variant, tokenizer, protocol)
+    n_shot = _checked_n_shot(pool, benchmark, variant, tokenizer, protocol, system)
     if variant.chat and tokenizer is not None: render_chat(tokenizer, as_messages(Block(question="?"), system=system))
     build, ranked, known = prompts.get(variant.prompt), rank_pool(pool, protocol.seed) if n_shot else (), {}
     sampling = protocol.sampling if variant.mode == "generate" else Sampling()
@@ -234,7 +241,7 @@ def build_requests(
                     for epoch in range(epochs): yield _seal(request, epoch, protocol.seed)
     return stream()
 
-def _checked_n_shot(pool, benchmark, variant, tokenizer, protocol):
+def _checked_n_shot(pool, benchmark, variant, tokenizer, protocol, system):
     n_shot = variant.n_shot if protocol.n_shot is None else protocol.n_shot
     if not 0 <= n_shot <= len(pool):
         raise ConfigError(f"n_shot={n_shot} cannot be had for {benchmark.id}: its pool holds {len(pool)} examples. "
@@ -242,16 +249,13 @@ def _checked_n_shot(pool, benchmark, variant, tokenizer, protocol):
     if tokenizer is None and not (variant.chat and variant.mode == "generate"):
         raise ConfigError(f"{benchmark.id}: without a tokenizer only generated answers to chat turns can be had, "
                           f"not mode={variant.mode!r} with chat={variant.chat}.")
+    if system is not None and not variant.chat:
+        chats = ", ".join(k for k, v in benchmark.variants.items() if v.chat) or "there is none"
+        raise ConfigError(f"{benchmark.id}: the system text {system[:60]!r} would be seen by nobody, since this "
+                          f"variant has no chat template. Leave it out, or take a chat variant: {chats}.")
     return n_shot
 
 def _seal(request, epoch, seed):
     drawn = request_seed(seed, request.item_id, epoch) if request.sampling.temperature > 0 else None
     request = replace(request, epoch=epoch, seed=drawn)
     return replace(request, prompt_hash=prompt_hash(request))
-
-# %% ../nbs/31_requests.ipynb #c52
-def longest_prompt_tok(
-    requests: Iterable[Request], # Requests; the iterable is used up
-) -> int: # Tokens of the longest prompt, its longest continuation included; 0 for none
-    "How long the longest prompt is."
-    return max((len(r.prompt_ids) + max(map(len, r.continuation_ids), default=0) for r in requests), default=0)

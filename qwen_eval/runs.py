@@ -7,6 +7,7 @@ __all__ = ['NOT_RESULTS', 'items_of', 'StoredRun', 'performance', 'Run', 'summar
 
 # %% ../nbs/70_runs.ipynb #c02
 import math
+import warnings
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -67,9 +68,10 @@ class StoredRun:
 
     @property
     def complete(self) -> bool: # While it is False, an estimate favours the items that finish early
-        "Is every item in view answered and scored?"
+        "Has every item in view an answer that is no engine error?"
         n_items = self.manifest["stages"]["generate"]["n_items"]
-        return len(self.scores) == min(self.limit or n_items, n_items) * self.manifest["epochs"]
+        n_answers = int((self.scores.status != "engine_error").sum())
+        return n_answers == min(self.limit or n_items, n_items) * self.manifest["epochs"]
 
     def items(self): # DataFrame; `question`, `choices` and `target` only where the items can be loaded
         "Items, completions and scores side by side."
@@ -197,9 +199,12 @@ def _html(cells):
 def list_runs(
     root: Path | str | None = None, # Folder of the runs; that of the settings by default
 ) -> list[Run]: # In the order of their ids; a folder without a manifest is none
-    "All stored runs."
-    folder = Path(root) if root else settings().runs
-    return [Run(m.parent) for m in sorted(folder.glob("*/manifest.json"))]
+    "All stored runs; one that cannot be read is left out with a warning."
+    folder, found = Path(root) if root else settings().runs, []
+    for file in sorted(folder.glob("*/manifest.json")):
+        try: found.append(Run(file.parent))
+        except IntegrityError as e: warnings.warn(f"Left out: {e}", stacklevel=2)
+    return found
 
 # %% ../nbs/70_runs.ipynb #c18
 def open_run(

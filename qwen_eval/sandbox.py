@@ -120,14 +120,14 @@ class _Launcher:
     "The host's end of one launcher, which is started again whenever it does not answer."
     def __init__(self, kind):
         self.kind, self.process, self.rest = kind, _start(kind), b""
-        self.n, self.busy, self.stale = 0, False, False
+        self.n, self.owner, self.stale, self.lock = 0, None, False, threading.Lock()
 
-    def ask(self, program, limits):
+    def ask(self, program, limits, owner=None):
         if self.stale: self.renew()
-        self.n, self.busy = self.n + 1, True
+        self.n, self.owner = self.n + 1, owner
         text = json.dumps({"id": self.n, "program": program, **asdict(limits)}).encode()
         said, self.rest = _exchange(self.process, b"%08x" % len(text) + text, self.rest, limits.wall_s + 15)
-        self.busy = False
+        with self.lock: self.owner = None
         if said.pop("id", None) == self.n: return Outcome(**said)
         self.stale = True
         return Outcome(status="setup_error", detail=said.get("detail") or "the launcher gave no answer")
@@ -136,10 +136,11 @@ class _Launcher:
         _stop(self.process)
         self.process, self.rest, self.stale = _start(self.kind), b"", False
 
-    def interrupt(self):
-        if not self.busy: return
-        self.stale = True
-        with contextlib.suppress(OSError, ValueError): os.write(self.process.stdin.fileno(), b"0")
+    def interrupt(self, owner):
+        with self.lock: # what is asked next is somebody else's
+            if self.owner is not owner: return
+            self.stale = True
+            with contextlib.suppress(OSError, ValueError): os.write(self.process.stdin.fileno(), b"0")
 
 # %% ../nbs/52_sandbox.ipynb #c13
 KINDS = ("namespaces", "landlock") # In order of preference
@@ -206,7 +207,7 @@ class Sandbox:
         programs: Iterable[str], # Source texts, taken as workers get free
         limits: Limits = Limits(), # What each may use
     ) -> Iterator[tuple[int, Outcome]]: # (position, outcome), as they end
-        "Run programs on all workers; who stops listening stops the programs."
+        "Run programs on all workers; who stops listening stops the programs of this call."
         return _run_many(self, programs, limits)
 
     def close(self) -> None: # Nothing
@@ -238,16 +239,22 @@ def _n_cores(): return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaff
 
 def _run_many(sandbox, programs, limits):
     todo, running, pool = enumerate(programs), {}, ThreadPoolExecutor(sandbox.n_workers)
+    closed = threading.Event() # also tells our programs from those of other callers
+    def run(program):
+        launcher = sandbox._take()
+        try: return None if closed.is_set() else launcher.ask(program, limits, closed)
+        finally: sandbox._free.put(launcher)
     try:
         while True:
             while len(running) < 2 * sandbox.n_workers:
                 i, program = next(todo, (None, None))
                 if i is None: break
-                running[pool.submit(sandbox.run, program, limits)] = i
+                running[pool.submit(run, program)] = i
             if not running: return
             for done in wait(running, return_when=FIRST_COMPLETED).done: yield running.pop(done), done.result()
     finally:
+        closed.set()
         pool.shutdown(wait=False, cancel_futures=True)
         while begun := [f for f in running if not f.done()]: # a cancelled one is done, but wait() would not say so
-            for launcher in sandbox._all: launcher.interrupt()
+            for launcher in sandbox._all: launcher.interrupt(closed)
             wait(begun, timeout=0.05)

@@ -9,7 +9,7 @@ __all__ = ['score_frame', 'write_scores', 'read_scores', 'unscored', 'score_pair
 # %% ../nbs/69_scores.ipynb #c02
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -104,13 +104,14 @@ def score_run(
     options: Any = None, # `ScoreOptions`
     progress: bool = False, # Show a bar, where it takes more than two seconds?
     fresh: bool = False, # Score everything again?
+    again: Collection[tuple[str, int]] = (), # Keys whose answers are new, whatever the table says of them
 ): # DataFrame as `score_frame` makes it
     "Score stored completions and write the table; the caller holds the run's lock."
     import pandas as pd
     from tqdm.auto import tqdm
     options = options or ScoreOptions()
     frame, by_id, begin = None if fresh else read_scores(path), {i.id: i for i in items}, time.perf_counter()
-    todo = unscored(stored, frame)
+    todo = unscored(stored, frame) | (stored.keys() & set(again))
     pairs = ((by_id[k[0]], c) for k, c in stored.items() if k in todo)
     judged = score_pairs(pairs, variant, options)
     new = score_frame(tqdm(judged, "scoring", len(todo), delay=2, leave=False, disable=not progress), stored, items)

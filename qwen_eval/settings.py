@@ -9,6 +9,7 @@ __all__ = ['SECTION_KINDS', 'SECTION_KEYS', 'PATH_KEYS', 'ENGINE_KEYS', 'Setting
 # %% ../nbs/02_settings.ipynb #c02
 import configparser
 import os
+import re
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -60,8 +61,8 @@ def find_settings(
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
         file = folder / "settings.ini"
-        # one with a lib_name is an old nbdev project's
-        if file.is_file() and "lib_name" not in file.read_text(errors="replace"): return file
+        # one with the key lib_name is an old nbdev project's
+        if file.is_file() and not re.search(r"^lib_name\s*[=:]", file.read_text(errors="replace"), re.M): return file
     return None
 
 # %% ../nbs/02_settings.ipynb #c10
@@ -69,7 +70,7 @@ def read_settings(
     file: Path | None, # A settings file, or None for the defaults
 ) -> Settings: # The settings, all paths absolute
     "Read and check one settings file; raises `ConfigError` or `UnknownNameError` with file and section."
-    parser = configparser.ConfigParser(interpolation=None, default_section="\0", inline_comment_prefixes=(" #", " ;"))
+    parser = configparser.ConfigParser(interpolation=None, default_section="\0", inline_comment_prefixes=("#", ";"))
     parser.optionxform = str
     try:
         if file: parser.read_string(Path(file).read_text(encoding="utf-8"), source=str(file))
@@ -86,8 +87,9 @@ def read_settings(
             known = ["paths", "engine", *(f"{k}.{name or 'NAME'}" for k in SECTION_KINDS)]
             raise UnknownNameError(f"section in {file}", section, known)
         declared[kind][name] = _known(f"[{section}]", keys, SECTION_KEYS[kind], file)
-    for key in PATH_KEYS: paths[key] = os.environ.get(f"QWEN_EVAL_{key.upper()}") or paths.get(key)
+    here = {k: v for k in PATH_KEYS if (v := os.environ.get(f"QWEN_EVAL_{k.upper()}"))}
     given = {k: (root / Path(v).expanduser()).resolve() for k, v in paths.items() if v}
+    given |= {k: Path(v).expanduser().resolve() for k, v in here.items()}
     defaults = {f.name: (root / f.default).resolve() for f in fields(Settings) if f.name in PATH_KEYS and f.default}
     return Settings(file=file, root=root.resolve(), engine=engine, declared=declared, **{**defaults, **given})
 
@@ -120,7 +122,7 @@ def declare(
         if key not in known or key == "id": raise UnknownNameError(f"key in [{where}]", key, set(known) - {"id"})
     start = {f: getattr(base, f) for f in known} if base is not None else {}
     given = {k: _split(v) if "tuple" in str(known[k].type) else v for k, v in values.items()}
-    given = {k: None if v == "" or v == "null" else v for k, v in given.items()}
+    given = {k: None if v in ("", "null") and "None" in str(known[k].type) else v for k, v in given.items()}
     try: return msgspec.convert({**start, **given, "id": name}, kind, strict=False)
     except msgspec.ValidationError as e: raise ConfigError(f"[{where}] {e}") from None
 

@@ -8,6 +8,7 @@ __all__ = ['without_paths', 'publish']
 # %% ../nbs/77_sharing.ipynb #c02
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,25 +18,34 @@ from .runs import Run
 from .scores import write_scores
 
 # %% ../nbs/77_sharing.ipynb #c05
+_PLACES = ("path", "checkpoint", "data_file", "runs", "model", "tokenizer", "output") # a path is the whole value
+_WORDS = ("system", "default_system", "stop") # told to the model
+_FOLDERS = re.compile(r"(?<![\w.~<])(?<!:/)(?:/[^/\s'\"]+)+/(?=[^/\s'\"])") # of an absolute path; not of a URL
+
 def without_paths(
     x: Any, # Plain data: dicts, lists, text, numbers
 ) -> Any: # The same, absolute paths cut to their last part
     "Plain data that name no folder of this machine."
-    if isinstance(x, dict): return {k: without_paths(v) for k, v in x.items()}
+    if isinstance(x, dict): return {k: v if k in _WORDS else without_paths(_named(k, v)) for k, v in x.items()}
     if isinstance(x, (list, tuple)): return [without_paths(v) for v in x]
-    return os.path.basename(x) if isinstance(x, str) and os.path.isabs(x) else x
+    return _FOLDERS.sub("", x) if isinstance(x, str) else x
+
+def _named(key, x): return Path(x).name if key in _PLACES and isinstance(x, str) and os.path.isabs(x) else x
 
 # %% ../nbs/77_sharing.ipynb #c09
 def publish(
     runs: Iterable[Run], # Scored runs
     folder: Path | str, # Where the copies go, one folder a run
 ) -> list[Path]: # Their folders
-    "Copies of runs without texts and paths; raises `ConfigError` for a run that was not scored."
+    "Copies of runs without texts and paths; raises `ConfigError` for a run without scores or with only some in view."
     made = []
     for run in runs:
-        if run.scores is None: raise ConfigError(f"Run {run.id} has no scores to share; score it first (rescore).")
-        target = Path(folder) / run.id
-        scores = run.scores.assign(answer=None, detail=None)
+        target, n_items = Path(folder) / run.id, run.manifest["stages"]["generate"]["n_items"]
+        if run.limit and run.limit < n_items:
+            raise ConfigError(f"Run {run.id} is open with {run.limit} of its {n_items} items; share it whole "
+                              f"(open_run({run.id!r})).")
+        why = [without_paths(d) if s == "not_scored" else None for d, s in run.scores[["detail", "status"]].to_numpy()]
+        scores = run.scores.assign(answer=None, detail=why)
         target.mkdir(parents=True, exist_ok=True)
         write_scores(target, scores)
         manifest = without_paths(run.manifest) | {"shared": "without prompts, completions, answers and details"}

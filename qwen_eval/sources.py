@@ -8,7 +8,6 @@ __all__ = ['PACKAGINGS', 'read_rows', 'unpack', 'is_offline', 'hub_commit']
 # %% ../nbs/05_sources.ipynb #c02
 import csv
 import gzip
-import hashlib
 import io
 import json
 import os
@@ -20,6 +19,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 from .errors import ConfigError, IntegrityError
+from .fetch import sha256
 
 # %% ../nbs/05_sources.ipynb #c05
 PACKAGINGS = (".jsonl.gz", ".jsonl", ".json", ".csv", ".parquet")
@@ -30,8 +30,8 @@ def read_rows(
 ) -> list[dict[str, Any]]: # Rows as the file has them
     "All rows of a file; raises `ConfigError` for another kind of file, `IntegrityError` where it cannot be decoded."
     path, data = Path(path), Path(path).read_bytes() if data is None else data
-    packaging = next((p for p in PACKAGINGS if path.name.removesuffix(".gz").endswith(p)), None)
-    if packaging is None:
+    packaging = Path(path.name.removesuffix(".gz")).suffix
+    if packaging not in PACKAGINGS:
         raise ConfigError(f"{path} is no file of rows: its name should end in one of {', '.join(PACKAGINGS)}.")
     at = ""
     try:
@@ -47,7 +47,7 @@ def read_rows(
             if line.strip(): table.append(decode(line))
         return table
     except (OSError, EOFError, ValueError, zlib.error, csv.Error) as e: # msgspec's and pyarrow's are ValueErrors
-        said, found = (str(e) or type(e).__name__).splitlines()[0], hashlib.sha256(data).hexdigest()
+        said, found = (str(e) or type(e).__name__).splitlines()[0], sha256(data)
         raise IntegrityError(f"{path}{at} cannot be decoded ({said}); sha256 found {found}. Fetch it again.") from None
 
 def _parquet(data):

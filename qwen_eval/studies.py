@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 from .errors import ConfigError, QwenEvalError, UnknownNameError
-from .evaluation import FAKES, Plan, plan_run, survey
+from .plans import FAKES, Plan, plan_run, survey
 from .hardware import require_fit
 from .runs import Run
 from .sandbox import available
@@ -30,7 +30,7 @@ class Study:
     presets: tuple[str, ...] = ("balanced",) # How the engine is set up; one engine per model and preset
     protocol: str = "greedy" # How items are asked
     limit: int | None = None # Items per benchmark, the first of the seeded order; None is all
-    seed: int = 0 # Of item order and draws
+    seed: int | None = None # Of examples, draws and the order of items; None is the protocol's, and 0 for the order
     variant: str | None = None # Benchmark variant; None is the default for the kind of model
     n_shot: int | None = None # Worked examples; None is what the variant has
     answer_tok: int | None = None # Budget for an answer, tokens
@@ -78,6 +78,7 @@ class Planned:
     model: str # As the study names it, which may be a folder
     preset: str # As the study names it
     benchmark: str # As the study names it
+    allow_unsafe: bool = False # May programs run where nothing confines them?
 
     @property
     def path(self) -> Path: # It need not exist
@@ -103,13 +104,17 @@ class Planned:
         "What is stored, as far as this study looks at it."
         return Run(self.path, self.plan.limit) if (self.path / "manifest.json").exists() else None
 
-    def state(self) -> str: # "complete", "partial" or "to do"
+    def state(
+        self,
+        n_done: int | None = None, # Where it was counted already
+    ) -> str: # "complete", "partial" or "to do"
         "How far the run is."
-        n = self.n_done()
+        n = self.n_done() if n_done is None else n_done
         if n < self.n_answers: return "partial" if n else "to do"
         if not (self.path / "scores.parquet").exists(): return "partial"
         run = self.run()
-        return "complete" if run.complete and not (run.counts["not_scored"] and available()) else "partial"
+        waits = run.counts["not_scored"] and (self.allow_unsafe or available())
+        return "complete" if run.complete and not waits else "partial"
 
 # %% ../nbs/85_studies.ipynb #c13
 @dataclass(frozen=True)
@@ -122,8 +127,8 @@ class StudyPlan:
         "The plan as data."
         return [{"model": r.model, "preset": r.preset, "benchmark": r.benchmark, "variant": r.plan.variant_name,
                  "n_shot": r.plan.n_shot, "n_items": r.plan.limit, "epochs": r.plan.epochs,
-                 "source": r.plan.item_set.source, "marks": ", ".join(r.plan.marks), "state": r.state(),
-                 "n_done": r.n_done(), "run_id": r.path.name} for r in self.runs]
+                 "source": r.plan.item_set.source, "marks": ", ".join(r.plan.marks), "state": r.state(n := r.n_done()),
+                 "n_done": n, "n_answers": r.n_answers, "run_id": r.path.name} for r in self.runs]
 
     def groups(self) -> list[tuple[Planned, ...]]: # Runs that share an engine
         "The runs by model and preset."
@@ -141,14 +146,16 @@ def plan(
     "What a study would do; raises one `ConfigError` that says everything that cannot work."
     s = study(name)
     kept = {"limit": s.limit, "n_shot": s.n_shot, "variant": s.variant, "engine": s.engine or None, "seed": s.seed,
-            "order_seed": s.seed, "allow_specimens": s.allow_specimens, "runs": runs, **s.overrides}
-    planned, wrong = [], {}
+            "order_seed": s.seed or 0, "allow_specimens": s.allow_specimens, "runs": runs, **s.overrides}
+    planned, wrong, loaded = [], {}, {} # items are loaded once, whoever is asked
     for model in s.models:
         for preset in s.presets:
             for benchmark in s.benchmarks:
-                try: found = plan_run(model, benchmark, preset, s.protocol, **kept)
+                try: found = plan_run(model, benchmark, preset, s.protocol, item_set=loaded.get(benchmark), **kept)
                 except QwenEvalError as e: wrong.setdefault(str(e), f"{model}, {preset}, {benchmark}")
-                else: planned.append(Planned(found, model, preset, benchmark))
+                else:
+                    planned.append(Planned(found, model, preset, benchmark, s.allow_unsafe_code))
+                    loaded[benchmark] = found.item_set
     if wrong:
         said = "".join(f"\n  {where}: {why}" for why, where in wrong.items())
         raise ConfigError(f"Study {s.id!r} cannot run as it is planned:{said}")
@@ -178,10 +185,11 @@ def plan_text(
     s, rows = plan.study, plan.rows()
     shown = ("model", "preset", "benchmark", "variant", "n_shot", "n_items", "source", "marks", "state")
     engines = len({(r["model"], r["preset"]) for r in rows if r["state"] != "complete"})
-    answers = sum(r.n_answers - r.n_done() for r in plan.runs)
+    answers = sum(r["n_answers"] - r["n_done"] for r in rows)
     changed = "".join(f", {k}={v}" for k, v in s.overrides.items())
-    head = (f"Study {s.id}: {len(rows)} runs, protocol {s.protocol}{changed}, seed {s.seed}. "
-            f"To do: {answers} answers by {engines} engines.")
+    seed = "" if s.seed is None else f", seed {s.seed}"
+    head = (f"Study {s.id}: {len(rows)} run{'s' * (len(rows) != 1)}, protocol {s.protocol}{changed}{seed}. "
+            f"To do: {answers} answers by {engines} engine{'s' * (engines != 1)}.")
     return f"{head}\n{text_table(rows, {c: c.replace('_', ' ') for c in shown}, bold)}"
 
 # %% ../nbs/85_studies.ipynb #c18

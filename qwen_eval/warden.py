@@ -120,23 +120,26 @@ def excess(
     box: dict, # `kind` and `scratch`
 ) -> tuple[str, str] | None: # (status, detail) of the first limit that is exceeded
     "What all processes of the program together have too much of."
-    cpu, memory, threads, pids = _usage(box["kind"])
+    seen = box.setdefault("seen", {})
+    cpu, memory, threads, pids = _usage(box["kind"], seen)
     done, most = resource.getrusage(resource.RUSAGE_CHILDREN), job["memory_mib"] << 20
-    cpu += done.ru_utime + done.ru_stime
+    cpu = max(cpu + done.ru_utime + done.ru_stime, sum(seen.values()) / os.sysconf("SC_CLK_TCK"))
     if cpu > job["cpu_s"] + 0.5: return "timeout", f"used more than {job['cpu_s']} s of CPU time"
     if threads > job["processes"]: return "killed", f"more than {job['processes']} processes and threads"
     if memory > most and _shared_once(pids, memory) > most: return "memory", f"used more than {job['memory_mib']} MiB"
     if box["kind"] == "namespaces" or folder_bytes(box["scratch"]) <= job["scratch_mib"] << 20: return None
     return "killed", f"wrote more than {job['scratch_mib']} MiB"
 
-def _usage(kind):
-    "(CPU seconds, bytes, threads, process ids) of all living processes."
+def _usage(kind, seen):
+    "(CPU seconds, bytes, threads, process ids) of all living processes and those that they waited for."
     ticks = pages = threads = 0
     pids = descendants(kind)
     for pid in pids:
         with contextlib.suppress(OSError, IndexError):
             with open(f"/proc/{pid}/stat", "rb") as f: part = f.read().rpartition(b")")[2].split()
-            ticks += int(part[11]) + int(part[12]); threads += int(part[17]); pages += int(part[21])
+            ticks += sum(map(int, part[11:15]))
+            seen[pid, part[19]] = int(part[11]) + int(part[12]) # by process and the time of its start
+            threads += int(part[17]); pages += int(part[21])
     return ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE"), threads, pids
 
 def _shared_once(pids, plain):
@@ -194,7 +197,7 @@ def supervise(
     texts, ended = {r: bytearray() for r, _ in pipes}, {}
     try: too_much = _watch(job, box, pid, texts, ended, start)
     finally: end_all(box["kind"], pid, ended)
-    seconds = time.monotonic() - start
+    seconds, too_much = time.monotonic() - start, too_much or excess(job, box)
     for fd in texts: _drain(fd, texts[fd], 1 << 21)
     out, err, said = texts.values()
     code = os.waitstatus_to_exitcode(ended[pid])

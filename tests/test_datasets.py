@@ -15,6 +15,7 @@ import pytest
 from qwen_eval.datasets.all import benchmark, benchmarks
 from qwen_eval.datasets.base import describe_file, item_order, item_set_hash, load, make_items, source_registry
 from qwen_eval.errors import ConfigError, IntegrityError
+from qwen_eval.metrics import metrics
 from qwen_eval.records import Item
 from qwen_eval.settings import Settings
 from qwen_eval.settings import settings as settings_in_force
@@ -197,6 +198,46 @@ def test_custom_data(copy, tmp_path):
         load(b, settings=settings, data_file=mine)
 
 
+def test_a_known_file_is_unpacked_once(copy, monkeypatch):
+    from qwen_eval.datasets import base
+    settings, b, *_ = copy("gsm8k")
+    def again(*_): raise AssertionError("unpacked once more")
+    monkeypatch.setattr(base, "unpack", again)
+    assert load(b, settings=settings).verified == "verified"
+
+
+def test_what_nobody_could_pin_is_marked(place):
+    step = {"activity_label": "A", "ctx_a": "It", "ctx_b": "he", "endings": ["goes.", "stays."], "label": 0}
+    file = place.data / "hellaswag.jsonl"
+    file.write_text("".join(json.dumps({**step, "ctx_a": f"Step {k}."}) + "\n" for k in range(10042)))
+    s = load(benchmark("hellaswag"), settings=place) # as many rows as upstream, made up
+    assert (s.verified, s.marks) == ("unverified", ("unverified",)) and "[unverified]" in repr(s)
+    assert load(benchmark("hellaswag"), settings=place) == s
+    file.write_text(file.read_text().replace("Step 7.", "Step VII."))
+    with pytest.raises(IntegrityError, match="first load"): load(benchmark("hellaswag"), settings=place)
+
+
+def test_a_wrong_name_or_an_unreadable_file_ends_the_search(place, copy, monkeypatch):
+    b = benchmark("gsm8k")
+    with pytest.raises(ConfigError, match=r"/dta, named in QWEN_EVAL_DATA .* is no folder"):
+        load(b, settings=replace(place, data=place.data / "dta"), allow_specimens=True)
+    settings, _, _plain, packed = copy("gsm8k")
+    read = Path.read_bytes
+    def refuse(self):
+        if self == packed: raise PermissionError(13, "Permission denied")
+        return read(self)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(IntegrityError, match=r"gsm8k.jsonl.gz cannot be read \(Permission denied\)"):
+        load(b, settings=settings, allow_specimens=True)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"gsm8k": []}', '"x"', "{"])
+def test_a_registry_that_is_none(place, tmp_path, text):
+    (tmp_path / "sources.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"sources.json.*registry of sources"):
+        load(benchmark("gsm8k"), settings=replace(place, specimens=tmp_path / "specimens"))
+
+
 def test_a_part_without_the_pool_is_known(copy):
     settings, b, plain, packed = copy("gsm8k")
     packed.unlink()
@@ -248,6 +289,14 @@ def test_bad_rows_are_named(id, change, message):
     table[2] = {**table[2], **change} if "id" not in change else {**table[3], **change}
     with pytest.raises(IntegrityError, match=r"here, row 3: ") as e: make_items(table, benchmark(id), "here")
     assert message in str(e.value)
+
+
+def test_declarations_agree_with_metrics_and_items():
+    for b in benchmarks():
+        m, s = metrics.get(b.metric), load(b, "specimen")
+        assert (b.range, b.higher_is_better) == (m.range, m.higher_is_better)
+        assert {bool(i.stratum) for i in s.items} == {bool(b.strata)}
+        assert {bool(i.cluster) for i in s.items} == {bool(b.clusters)}
 
 
 def test_upstream_spellings():

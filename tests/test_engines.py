@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -15,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from qwen_eval.engines.base import FakeEngine, ReplayEngine
+from qwen_eval.engines.base import FakeEngine, ReplayEngine, SteppedEngine
 from qwen_eval.engines.process import EngineProcess, RemoteEngine, Server
-from qwen_eval.errors import ConfigError, EngineError, QwenEvalError
+from qwen_eval.errors import ConfigError, EngineError, QwenEvalError, UnknownNameError
 from qwen_eval.records import Request, Sampling
 
 ASKED = [{"stop": ("\n\n\n",), "label_ids": (7, 8)}, {"mode": "labels", "label_ids": (9, 10, 11, 12)},
@@ -131,6 +132,50 @@ def test_runs_may_be_interleaved(engine):
 def test_nothing_asked_nothing_answered(engine): assert list(engine.run([])) == []
 
 
+def test_who_leaves_early_leaves_nothing_behind(engine):
+    for requests in (MIXED, [replace(MIXED[0], item_id="long", prompt_ids=(5,) * 600), *MIXED]):
+        reader = engine.run(requests)
+        next(reader)
+        reader.close()
+        assert not getattr(engine, "_done", {}) and not getattr(engine, "_ready", [])
+
+
+class Pressed(ReplayEngine):
+    "Somebody presses ^C in the middle of the first step."
+    def step(self):
+        if self.n_requests: os.kill(os.getpid(), signal.SIGINT)
+        return super().step()
+
+
+def test_an_interrupt_waits_until_what_is_finished_is_handed_over():
+    engine, got, before = Pressed(FakeEngine("random").run(MIXED), window=8), [], signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        for c in engine.run(MIXED): got.append(c.item_id)
+    assert got == ["q0", "q1"] and signal.getsignal(signal.SIGINT) is before
+    reader = engine.run(MIXED[2:])
+    assert next(reader).item_id == "q2"
+    with pytest.raises(KeyboardInterrupt): reader.close() # nor is it lost where the reader leaves first
+
+
+def test_an_interrupt_of_a_client_waits_for_what_has_come(fake_process, monkeypatch):
+    with fake_process.connect() as engine:
+        received, got = engine._receive, []
+        def pressed(**kw):
+            engine._done.update(received(**kw).completions)
+            raise KeyboardInterrupt
+        monkeypatch.setattr(engine, "_receive", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            for c in engine.run(MIXED): got.append(c)
+        assert got
+
+
+def test_half_an_engine_is_none():
+    class Half(SteppedEngine):
+        def submit(self, request): return 1
+        def step(self): return []
+    with pytest.raises(TypeError, match="abort"): Half()
+
+
 # ---------------------------------------------------------------- the engine process
 def gone(pid, within_s=10.0):
     end = time.monotonic() + within_s
@@ -237,8 +282,54 @@ def test_starting_is_watched(tmp_path, monkeypatch):
     assert len(list((tmp_path / "logs").glob("*.log"))) == 1 and str(tmp_path / "logs") in str(failure.value)
 
 
-def test_a_wrong_argument_is_a_config_error():
-    with pytest.raises(ConfigError, match="first-label"): EngineProcess("fake", args={"answer": "frist-label"})
+def test_a_wrong_argument_is_refused_as_in_this_process(tmp_path, monkeypatch):
+    with pytest.raises(UnknownNameError, match="first-label") as failure:
+        EngineProcess("fake", args={"answer": "frist-label"})
+    assert (failure.value.kind, failure.value.name) == ("fake policy", "frist-label")
+    (tmp_path / "picky.py").write_text(textwrap.dedent("""
+        import atexit
+        from qwen_eval.engines.base import FakeEngine
+        from qwen_eval.errors import ConfigError
+        class Picky(FakeEngine):
+            def __init__(self):
+                atexit.register(print, "a last word of somebody else")
+                raise ConfigError("vLLM refuses it: 1 validation error\\n  Value error, foo is wrong")
+    """))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"1 validation error\n  Value error, foo is wrong$"):
+        EngineProcess("picky:Picky")
+
+
+def test_the_log_that_an_error_names_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(EngineError) as failure: EngineProcess("json:nothing")
+    (log,) = tmp_path.glob("*/*.log")
+    assert f"Its log, {log}, ends" in str(failure.value) and "nothing" in log.read_text()
+
+
+def test_a_long_folder_for_temporary_files_is_no_hindrance(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 100)))
+    Path(tempfile.tempdir).mkdir()
+    with EngineProcess("fake") as process, process.connect() as engine: assert len(list(engine.run(MIXED))) == 24
+    assert not Path(process.address).parent.exists()
+
+
+@pytest.mark.timeout(30)
+def test_what_cannot_be_put_on_the_wire_ends_the_waiting(tmp_path, monkeypatch):
+    (tmp_path / "odd.py").write_text(textwrap.dedent("""
+        from qwen_eval.engines.base import FakeEngine
+        from qwen_eval.records import Completion
+        class Odd(FakeEngine):
+            def __init__(self): super().__init__(self.say)
+            def say(self, r): return Completion(item_id="", n_output_tok=object() if r.item_id == "odd" else 1)
+    """))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with EngineProcess("odd:Odd") as process:
+        for wrong in (Request(item_id="odd"), Request(item_id="q", prompt_ids=(object(),))):
+            with process.connect() as engine, pytest.raises(EngineError, match="cannot be sent: TypeError"):
+                list(engine.run([wrong]))
+        with process.connect() as engine: assert len(list(engine.run(MIXED))) == 24
+        assert "A message (done) cannot be sent" in process.tail()
 
 
 def test_the_socket_is_private():
@@ -351,8 +442,11 @@ def test_an_interrupt_leaves_the_engine_whole(vllm_engine, monkeypatch):
         if next(steps) == 0: os.kill(os.getpid(), signal.SIGINT)
         return work(*args, **kw)
     monkeypatch.setattr(executor, "execute_model", interrupted)
-    with pytest.raises(KeyboardInterrupt): list(vllm_engine.run(asked))
-    assert next(steps) == 1
+    got = []
+    with pytest.raises(KeyboardInterrupt):
+        for c in vllm_engine.run([replace(asked[0], item_id="label", mode="labels", label_ids=(7, 8)), *asked]):
+            got.append(c.item_id)
+    assert next(steps) == 1 and got == ["label"]
     assert before == {c.key: c.text for c in vllm_engine.run(asked)}
 
 
@@ -360,7 +454,7 @@ def test_an_interrupt_leaves_the_engine_whole(vllm_engine, monkeypatch):
 def test_wrong_engine_arguments_are_refused_before_loading(vllm_engine, vllm_process, tiny):
     from qwen_eval.engines.vllm import VLLMEngine, _load
     with pytest.raises(ConfigError, match="open in this process"): VLLMEngine(tiny, ARGS)
-    with pytest.raises(ConfigError, match="max_num_seqs"): _load(tiny, {"max_num_seq": 8}, 0)
+    with pytest.raises(UnknownNameError, match="max_num_seqs"): _load(tiny, {"max_num_seq": 8}, 0)
     with pytest.raises(ConfigError, match="bfloat61"): _load(tiny, {"dtype": "bfloat61"}, 0)
 
 

@@ -21,9 +21,10 @@ from qwen_eval.datasets.base import load
 from qwen_eval.engines.base import Capabilities, FakeEngine, ReplayEngine
 from qwen_eval.engines.process import EngineProcess
 from qwen_eval.errors import ConfigError, ContextOverflow, EngineError, IntegrityError, QwenEvalError
-from qwen_eval.evaluation import evaluate, fingerprint, plan_run, required_context, rescore, survey
+from qwen_eval.evaluation import evaluate, rescore
 from qwen_eval.models import Model, from_checkpoint
 from qwen_eval.outputs import score_outputs
+from qwen_eval.plans import fingerprint, plan_run, required_context, survey
 from qwen_eval.records import Completion
 from qwen_eval.runs import open_run
 from qwen_eval.store import RunWriter, read_completions, read_manifest
@@ -144,12 +145,22 @@ def test_an_interrupted_run_that_is_scored_says_that_it_is_incomplete(tmp_path):
 def test_engine_errors_are_asked_again(tmp_path):
     died = Completion(item_id="", finish_reason="error", error="no")
     run = ask(tmp_path, FakeEngine(lambda r: died if r.item_id[-1] in "01" else right(r)))
-    assert run.counts["engine_error"] == 2 and run.manifest["stages"]["generate"]["status"] == "partial"
+    assert run.counts["engine_error"] == 2 and not run.complete
+    assert run.manifest["stages"]["generate"]["status"] == "partial"
     with pytest.raises(ConfigError, match="2 of 4"): run.estimate()
     engine = FakeEngine(right)
     again = ask(tmp_path, engine)
     assert engine.n_requests == 2 and again.counts["scored"] == 4 and again.estimate().value == 1
     assert len(lines(again)) == 6 and again.manifest["stages"]["generate"]["status"] == "complete"
+
+
+def test_an_answer_that_a_power_cut_took_takes_its_score_with_it(tmp_path):
+    run = ask(tmp_path, FakeEngine(right))
+    file = run.path / "completions.jsonl"
+    *kept, last = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(kept))
+    again, key = ask(tmp_path, FakeEngine(lambda r: "It is 77.")), json.loads(last)["item_id"]
+    assert again.scores.set_index("item_id").answer[key] == "77" and again.counts["scored"] == 4
 
 
 def test_an_engine_that_leaves_questions_unanswered_is_found_out(tmp_path):
@@ -296,10 +307,10 @@ def test_what_shapes_nothing_changes_no_run(tmp_path):
     assert {*same} == {one} != {other}
 
 
-def test_a_local_checkpoint_is_known_by_its_content(tmp_path):
+def checkpoint(folder):
+    "A folder with a config and a tokenizer of bytes, without weights."
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
-    folder = tmp_path / "tiny"
     raw = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(pre_tokenizers.ByteLevel.alphabet())}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok = PreTrainedTokenizerFast(tokenizer_object=raw)
@@ -307,6 +318,12 @@ def test_a_local_checkpoint_is_known_by_its_content(tmp_path):
     tok.save_pretrained(folder)
     config = {"model_type": "qwen3", "torch_dtype": "bfloat16", "max_position_embeddings": 4096, "num_hidden_layers": 2}
     (folder / "config.json").write_text(json.dumps(config))
+    return config
+
+
+def test_a_local_checkpoint_is_known_by_its_content(tmp_path):
+    folder = tmp_path / "tiny"
+    config = checkpoint(folder)
     how = {"engine": "fake", "source": "specimen", "runs": tmp_path / "runs", "answer_tok": 16}
     first = fingerprint(plan_run(folder, "gsm8k", **how))
     found = first["model"]
@@ -314,6 +331,35 @@ def test_a_local_checkpoint_is_known_by_its_content(tmp_path):
     assert ask(tmp_path / "runs", FakeEngine(right), model=from_checkpoint(folder)).complete
     (folder / "config.json").write_text(json.dumps({**config, "rope_theta": 5.0}))
     assert fingerprint(plan_run(folder, "gsm8k", **how))["model"]["revision"] != first["model"]["revision"]
+
+
+def test_an_engine_on_another_device_or_checkpoint_is_refused(tmp_path):
+    from qwen_eval.hardware import detect
+    checkpoint(tmp_path / "tiny")
+    here = detect().kind
+    for wrong, said in (({"device": "cpu" if here == "cuda" else "cuda"}, f"planned for {here!r}"),
+                        ({"device": here, "effective": {"checkpoint": str(tmp_path)}}, "has loaded")):
+        engine = FakeEngine(right)
+        engine.info = replace(engine.info, name="vllm", version="1", **wrong)
+        with pytest.raises(ConfigError, match=said):
+            ask(tmp_path / "runs", engine, model=from_checkpoint(tmp_path / "tiny"))
+        assert engine.n_requests == 0 and not list((tmp_path / "runs").glob("*/*"))
+
+
+def test_an_engine_at_an_address_must_be_set_up_as_the_preset_asks(tmp_path):
+    import qwen_eval.evaluation as evaluation
+    from qwen_eval.presets import engine_args
+    checkpoint(tmp_path / "tiny")
+    tiny, runs = from_checkpoint(tmp_path / "tiny"), tmp_path / "runs"
+    plan = plan_run(tiny, "gsm8k", engine="vllm", source="specimen", runs=runs)
+    args = engine_args(plan.preset, plan.model, plan.device, 512)
+    engine = FakeEngine(right)
+    for own in ({}, {"max_model_len": 1024}):
+        engine.info = replace(engine.info, name="vllm", device=plan.device.kind, args={**args, **own})
+        evaluation._check_arguments(plan, engine)
+    engine.info = replace(engine.info, args={**args, "max_num_batched_tokens": 17, "quantization": "fp8"})
+    with pytest.raises(ConfigError, match="max_num_batched_tokens=17, quantization=fp8"):
+        evaluation._check_arguments(plan, engine)
 
 
 # ---------------------------------------------------------------- scoring again

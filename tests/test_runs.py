@@ -3,12 +3,15 @@ import json
 import math
 import multiprocessing
 import os
+import subprocess
 import threading
+from pathlib import Path
 
 import pytest
 
+from qwen_eval import store
 from qwen_eval.engines.base import FakeEngine
-from qwen_eval.errors import ConfigError, IntegrityError, UnknownNameError
+from qwen_eval.errors import ConfigError, EngineError, IntegrityError, UnknownNameError
 from qwen_eval.evaluation import evaluate
 from qwen_eval.models import Model
 from qwen_eval.records import Completion, Continuation, Item, Score, to_json
@@ -74,6 +77,44 @@ def test_the_first_answer_counts_and_an_answer_counts_before_an_error():
     assert by_key([error, error])["q", 0].finish_reason == "error"
 
 
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_a_likelihood_that_is_no_number_does_not_break_the_run(tmp_path, odd):
+    ends = (Continuation(logprob=-1.0, n_tok=1), Continuation(logprob=odd, n_tok=1))
+    with RunWriter(tmp_path) as writer:
+        writer.append(Completion(item_id="a", continuations=ends, label_logprobs=(None, odd), ttft_s=odd))
+        writer.append(SAID[0])
+        live = dict(writer.stored)
+    with RunWriter(tmp_path) as writer: assert repr(writer.stored) == repr(live) # NaN is not equal to itself
+    again = writer.stored["a", 0]
+    assert repr([again.continuations[1].logprob, again.label_logprobs[1], again.ttft_s]) == repr([odd] * 3)
+
+
+def test_a_line_as_it_was_always_written_is_read(tmp_path):
+    file = tmp_path / "completions.jsonl"
+    file.write_bytes(b'{"item_id":"a","epoch":0,"text":"null","thinking":"nan","finish_reason":"stop","n_output_tok":3,'
+                     b'"queue_s":null,"label_logprobs":[null,-1.5],"continuations":[{"logprob":-2,"n_tok":1}]}\n')
+    assert read_completions(file)[0] == [Completion(
+        item_id="a", text="null", thinking="nan", n_output_tok=3, label_logprobs=(None, -1.5),
+        continuations=(Continuation(logprob=-2.0, n_tok=1),))]
+
+
+@pytest.mark.parametrize("wrong", [{"n_output_tok": 1.5}, {"text": None}, {"text": 3}, {"error": object()},
+                                   {"continuations": (Continuation(logprob=None, n_tok=1),)}])
+def test_what_could_not_be_read_back_is_not_written(tmp_path, wrong):
+    with RunWriter(tmp_path) as writer:
+        writer.append(SAID[0])
+        with pytest.raises(EngineError, match=r"\('q9', 0\) cannot be stored"):
+            writer.append(Completion(**{"item_id": "q9", **wrong}))
+        writer.append(SAID[2])
+        assert list(writer.stored) == [SAID[0].key, SAID[2].key]
+    assert read_completions(tmp_path / "completions.jsonl")[0] == [SAID[0], SAID[2]]
+
+
+def test_the_writer_holds_what_the_file_holds(tmp_path):
+    with RunWriter(tmp_path) as writer: writer.append(SAID[1])
+    assert [writer.stored[SAID[1].key]] == read_completions(tmp_path / "completions.jsonl")[0] != [SAID[1]]
+
+
 def test_a_line_that_the_disk_did_not_take_is_taken_back(tmp_path):
     class Full:
         def __init__(self, file): self.file, self.name = file, file.name
@@ -122,18 +163,27 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path):
 
 
 def test_readers_never_fail_while_a_run_writes(tmp_path):
-    done, seen = threading.Event(), []
+    done, seen, wrong = threading.Event(), [], []
 
     def read():
-        while not done.is_set():
-            for r in list_runs(tmp_path): seen.append((len(r.completions()), describe(r)["run"]))
+        try:
+            while not done.is_set():
+                for r in list_runs(tmp_path): seen.append((len(r.completions()), describe(r)["run"]))
+        except BaseException as e: wrong.append(e)
     reader = threading.Thread(target=read)
     reader.start()
     try: run = ran(tmp_path, engine=FakeEngine(lambda r: "18", delay_s=0.002), temperature=0.5, epochs=40)
     finally:
         done.set()
         reader.join()
-    assert len(run.completions()) == 160 and len({n for n, _ in seen}) > 2
+    assert not wrong and len(run.completions()) == 160 and len({n for n, _ in seen}) > 2
+
+
+def test_a_damaged_manifest_hides_no_other_run(tmp_path):
+    ran(tmp_path)
+    (tmp_path / "zz").mkdir()
+    (tmp_path / "zz" / "manifest.json").write_text("{")
+    with pytest.warns(UserWarning, match="zz"): assert len(list_runs(tmp_path)) == 1
 
 
 # ---------------------------------------------------------------- names and manifests
@@ -146,13 +196,28 @@ def test_run_ids():
 
 
 def test_a_manifest_is_written_whole_and_knows_no_nan(tmp_path):
-    update_manifest(tmp_path, a={"x": 1, "y": 2}, b=math.inf, folder=tmp_path, fingerprint={"x": 1, "y": 1})
-    update_manifest(tmp_path, a={"y": 3}, fingerprint={"x": 2})
-    wanted = {"a": {"x": 1, "y": 3}, "b": None, "folder": str(tmp_path), "fingerprint": {"x": 2}}
-    assert read_manifest(tmp_path) == wanted
+    update_manifest(tmp_path, a={"x": 1, "y": 2}, b=math.inf, folder=tmp_path, t=(1, (2,)))
+    stages = {"generate": {"n": 1, "status": "complete"}, "score": {"options": {"a": 1}}}
+    for name in stages: update_manifest(tmp_path, stages={name: {"old": 1}}) # each replaces its own
+    for name, stage in stages.items(): now = update_manifest(tmp_path, stages={name: stage}, a={"y": 3})
+    wanted = {"a": {"y": 3}, "b": None, "folder": str(tmp_path), "t": [1, [2]], "stages": stages}
+    assert read_manifest(tmp_path) == wanted == now
     assert os.listdir(tmp_path) == ["manifest.json"]
     (tmp_path / "manifest.json").write_text("[")
     with pytest.raises(IntegrityError, match=r"manifest\.json"): read_manifest(tmp_path)
+
+
+def test_text_that_is_not_unicode_gives_no_run_id():
+    f = {**{k: {"id": "a"} for k in ("model", "benchmark", "preset")}, "system": "a \ud83d"}
+    with pytest.raises(ConfigError, match="half a surrogate pair"): run_id(f)
+
+
+def test_git_that_does_not_answer_is_not_a_clean_checkout(monkeypatch):
+    def run(command, **how):
+        if "status" in command: raise subprocess.TimeoutExpired(command, 10)
+        return subprocess.CompletedProcess(command, 0, "abc\n", "")
+    monkeypatch.setattr(subprocess, "run", run)
+    assert store._commit(Path(store.__file__)) == {"commit": "abc", "dirty": None}
 
 
 def test_a_session_is_accounted_for_while_it_lasts(tmp_path):

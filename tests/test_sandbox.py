@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -285,6 +286,36 @@ def test_whoever_stops_listening_stops_the_programs(sandbox):
         next(loop); loop.close()
         assert two.run("print(1)").stdout == "1\n"
     assert time.monotonic() - start < 20
+
+
+def test_whoever_stops_listening_stops_nobody_elses_programs(sandbox):
+    ends = {}
+    with Sandbox(sandbox.kind, n_workers=3) as three:
+        other = threading.Thread(target=lambda: ends.update(other=three.run("import time; time.sleep(2); print('mine')")))
+        other.start()
+        while not any(launcher.n for launcher in three._all): time.sleep(0.01)
+        loop = three.run_many(["pass", "import time; time.sleep(100)"], Limits(wall_s=100))
+        next(loop); loop.close()
+        other.join()
+    assert ends["other"].stdout == "mine\n", ends
+
+
+CHILDREN = """import os, signal, time
+{0}
+for _ in range(4):
+    if not os.fork():
+        while time.process_time() < 0.6: pass
+        os._exit(0)
+    try: os.wait()
+    except ChildProcessError: pass"""
+
+
+@pytest.mark.parametrize("head", ["", "signal.signal(signal.SIGCHLD, signal.SIG_IGN)"], ids=["waited for", "nobody waits"])
+def test_children_that_have_ended_count(sandbox, head):
+    program, enough = CHILDREN.format(head), Limits(cpu_s=9, wall_s=60)
+    assert sandbox.run(program, enough).passed
+    outcome = sandbox.run(program, replace(enough, cpu_s=1))
+    assert outcome.status == "timeout" and "CPU" in outcome.detail and outcome.exit_code == -9, outcome # in mid-run
 
 
 def test_a_dead_launcher_is_replaced(sandbox):

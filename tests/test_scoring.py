@@ -12,13 +12,13 @@ import pytest
 
 from qwen_eval.datasets.all import benchmark
 from qwen_eval.datasets.base import load
-from qwen_eval.extract import extractors
-from qwen_eval.metrics import metric_array, metrics
+from qwen_eval.errors import ConfigError
+from qwen_eval.extract import extractors, find_numbers, parse_number
 from qwen_eval.prompts import letter_order
 from qwen_eval.records import Completion, Continuation, Item
 from qwen_eval.scorers.code import python_tests
 from qwen_eval.scorers.text import ScoreOptions, score_items
-from qwen_eval.stats.intervals import estimate
+from qwen_eval.scores import score_frame, weigh
 
 DATA = os.environ.get("QWEN_EVAL_DATA")
 PUBLISHED = Path(os.environ.get("QWEN_EVAL_PUBLISHED") or (Path(DATA).parent / "published" if DATA else "published"))
@@ -93,18 +93,19 @@ def test_hellaswag_accuracy_equals_the_published_one():
     items = items_of("hellaswag")
     ends = [tuple(Continuation(logprob=float(p), n_tok=1) for p in row) for row in means]
     pairs = [(i, Completion(item_id=i.id, continuations=e)) for i, e in zip(items, ends, strict=True)]
-    values, _ = metric_array(scored(pairs, "hellaswag", "cloze"), metrics.get("acc_tok"))
-    assert round(100 * estimate(values).value, 2) == 65.86
+    frame = score_frame(scored(pairs, "hellaswag", "cloze"), {}, items)
+    assert round(100 * weigh(frame, "acc_tok").value, 2) == 65.86
 
 
 @pytest.mark.parametrize("name", ["arc_challenge", "hellaswag"])
 def test_constant_likelihood_scores_the_mean_of_one_over_k(name):
     items = items_of(name)
     same = Continuation(logprob=0.0, n_tok=3)
-    flat = scored([(i, Completion(item_id=i.id, continuations=(same,) * len(i.choices))) for i in items], name, "cloze")
+    pairs = [(i, Completion(item_id=i.id, continuations=(same,) * len(i.choices))) for i in items]
+    flat = score_frame(scored(pairs, name, "cloze"), {}, items)
     chance = np.mean([1 / len(i.choices) for i in items])
     for metric in ("acc", "acc_norm", "acc_bytes", "acc_tok"):
-        assert np.isclose(estimate(metric_array(flat, metrics.get(metric))[0]).value, chance)
+        assert np.isclose(weigh(flat, metric).value, chance)
 
 
 def test_constant_labels_score_the_mean_of_one_over_k():
@@ -126,10 +127,18 @@ def test_always_one_letter_scores_chance(letter):
         assert abs(np.mean([s.value for s in scored(pairs, "arc_challenge", variant)]) - chance) < 0.02
 
 
+def test_every_number_found_can_be_read():
+    rng = np.random.default_rng(5)
+    for text in ("".join(rng.choice(list("01234.,,// -e^$½¾x{}"), 12)) for _ in range(20_000)):
+        assert all(parse_number(n) is not None for n in find_numbers(text)), text
+
+
 SAYINGS = ("{0}", "({0})", "**{0}**", "{0}. {1}", "Answer: {0}", "The answer is {0}.",
            "The correct answer is **{0}. {1}**",
            "\\boxed{{{0}}}", "{0}) {1}\n\nBecause A is wrong.",
            "Let me think. A plant is not B, so the answer is ({0}).",
+           "The answer is ({0}). A planet is no star, so (A) is wrong.",
+           "{0}\n\nHeat rises, therefore B is not correct.",
            "<think>{1}? The answer is A.</think>\n\n{0}", "{1}")
 
 
@@ -144,6 +153,7 @@ def test_the_right_letter_and_the_right_words_score_one():
 
 LOOPS = ("The answer is ", "A. ", "((((", "1,234,", "9", "x 10^", "\\frac{1", "\\boxed{", " ", "\t\n", "answer",
          "A or ", "<think>", "</think>", "-$", "1/", "#### ", "$\\text{", "答案", "B) ",
+         "1,00,", "1½", "so A is ",
          "```python\n", "```", "~~~~", "`", "def f(x):\n", "    return 1\n", "def f(x):\n    return (\n", '"""',
          "import x\n", "@x\n", "x = [", "class A:\n    def f(self):\n        return 1\n")
 
@@ -171,3 +181,12 @@ def test_no_sandbox_leaves_programs_unscored(monkeypatch):
     _, variant = benchmark("humaneval").variant("instruct")
     scores = sorted(python_tests(pairs, variant, ScoreOptions()), key=lambda s: s.epoch)
     assert [s.status for s in scores] == ["not_scored"] * 2 and all("no sandbox (" in s.detail for s in scores)
+
+
+@pytest.mark.parametrize("text", ["I cannot.", "```python\ndef f(x): return x\n```"])
+def test_an_item_without_the_name_of_its_function_is_refused(text):
+    item = Item(id="mine/1", question="Write f", extra={"test": "assert f(1) == 1"})
+    _, variant = benchmark("humaneval").variant("instruct")
+    pairs = [(item, Completion(item_id=item.id, text=text))]
+    with pytest.raises(ConfigError, match=r"mine/1.*extra\['entry_point'\]"):
+        list(python_tests(pairs, variant, ScoreOptions(allow_unsafe_code=True)))

@@ -80,7 +80,9 @@ def imports(path, top_only=False):
         if isinstance(node, ast.Import): yield from (a.name for a in node.names)
         if isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            yield ".".join(filter(None, [base, node.module]))
+            base = ".".join(filter(None, [base, node.module]))
+            yield base
+            yield from (f"{base}.{a.name}" for a in node.names) # a module, or a name in one
 
 
 def module_id(path):

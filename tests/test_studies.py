@@ -262,3 +262,26 @@ def test_the_template_runs_by_hand(lab, tmp_path):
     for cell in nbformat.read(out, 4).cells:
         for output in cell.get("outputs", []):
             assert (output.get("text") or output.get("data", {}).get("text/plain", "")).count("\n") <= 20
+
+
+def test_programs_left_unscored_are_scored_once_that_is_allowed(lab, monkeypatch):
+    import qwen_eval.sandbox as sandbox
+    import qwen_eval.studies as studies
+    monkeypatch.setattr(sandbox, "available", lambda: ())
+    monkeypatch.setattr(sandbox, "_problem", lambda kind: "not here")
+    monkeypatch.setattr(studies, "available", lambda: ())
+    code = replace(ONE, benchmarks=("humaneval",))
+    waiting = do(code, notebooks=False)
+    assert not waiting.failures and waiting.rows[0]["not_scored"] == 3
+    allowed = do(replace(code, allow_unsafe_code=True), notebooks=False)
+    assert allowed.rows[0]["not_scored"] == 0 and allowed.rows[0]["run_id"] == waiting.rows[0]["run_id"]
+
+
+def test_a_protocol_keeps_its_seed_and_a_benchmark_is_loaded_once(lab, monkeypatch):
+    import qwen_eval.plans as plans
+    (lab / "settings.ini").write_text((lab / "settings.ini").read_text() + "[protocol.warm]\nseed = 7\n")
+    loaded, real = [], plans.load
+    monkeypatch.setattr(plans, "load", lambda b, *a, **k: loaded.append(b.id) or real(b, *a, **k))
+    found = plan(replace(SMALL, protocol="warm"))
+    assert {r.plan.protocol.seed for r in found.runs} == {7} and sorted(loaded) == sorted(SMALL.benchmarks)
+    assert {r.plan.protocol.seed for r in plan(replace(SMALL, protocol="warm", seed=1)).runs} == {1}

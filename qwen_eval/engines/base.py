@@ -8,11 +8,18 @@ __all__ = ['Capabilities', 'EngineInfo', 'Engine', 'SteppedEngine', 'split_think
 # %% ../../nbs/40_engines.base.ipynb #c02
 import hashlib
 import math
+import signal
+import threading
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from typing import Any, Protocol
 from ..errors import UnknownNameError
 from ..records import Completion, Continuation, Request
+from ..store import by_key
 
 # %% ../../nbs/40_engines.base.ipynb #c05
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +29,6 @@ class Capabilities:
     labels: bool = False # Log-probabilities of label tokens at one position, one request per question
     continuations: bool = False # Log-likelihoods of given continuations
     token_ids: bool = False # Are prompts taken as token ids?
-    seed: bool = False # Is a seed of the draw obeyed?
 
     def serves(
         self,
@@ -62,23 +68,32 @@ class Engine(Protocol):
     def __exit__(self, *_): self.close()
 
 # %% ../../nbs/40_engines.base.ipynb #c13
+@contextmanager
+def _held_back(interrupts): # a list, for calls of the handler that wait to be made
+    if threading.current_thread() is not threading.main_thread() or not callable(signal.getsignal(signal.SIGINT)):
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *a: interrupts.append(partial(before, *a)))
+    try: yield
+    finally: signal.signal(signal.SIGINT, before)
+
 class SteppedEngine(Engine):
     "An engine that is driven by `submit`, `step` and `abort`; `run` comes with it."
     window: int = 64 # Requests kept in flight
+    @abstractmethod
     def submit(
         self,
         request: Request, # To be answered
     ) -> int: # Ticket, unique within the engine
         "Take a request up; one that cannot be served finishes with an error at the next step."
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self) -> list[tuple[int, Completion]]: # Tickets and answers that have finished
         "Work a little; raises `EngineError` where the engine itself fails."
-        raise NotImplementedError
 
+    @abstractmethod
     def abort(self, tickets: Iterable[int]) -> None:
         "Drop requests; nothing comes back for them. Unknown and finished tickets are ignored."
-        raise NotImplementedError
 
     @staticmethod
     def refuse(request: Request, why: str) -> Completion:
@@ -91,26 +106,31 @@ class SteppedEngine(Engine):
         requests: Iterable[Request], # Pulled as they can be taken up
     ) -> Iterator[Completion]: # One for each request, as they finish
         "Answer requests; raises `EngineError` where the engine itself fails."
-        source, mine, more = iter(requests), set(), True
+        source, mine, more, interrupts = iter(requests), set(), True, []
         done = self.__dict__.setdefault("_done", {})
         try:
-            while True:
-                for _ in range(min(self.window - len(mine), max(1, self.window // 4)) if more else 0):
-                    if (request := next(source, None)) is None: more = False; break
-                    mine.add(self.submit(request))
-                if not mine and not more: return
-                if not mine & done.keys(): done.update(self.step())
+            while mine or more:
+                room = min(self.window - len(mine), max(1, self.window // 4)) if more else 0
+                batch = list(islice(source, room))
+                more = more and len(batch) == room
+                with _held_back(interrupts):
+                    mine.update(map(self.submit, batch))
+                    if mine and not mine & done.keys(): done.update(self.step())
                 for ticket in sorted(mine & done.keys()):
                     mine.discard(ticket)
                     yield done.pop(ticket)
-        finally: self.abort(mine)
+                while interrupts: interrupts.pop()()
+        finally:
+            for ticket in mine: done.pop(ticket, None)
+            self.abort(mine)
+            while interrupts: interrupts.pop()()
 
 # %% ../../nbs/40_engines.base.ipynb #c15
 def split_thinking(
     text: str, # What the model wrote
     opened: bool = False, # Did the prompt end inside an open block?
 ) -> tuple[str, str]: # Thinking and answer; newlines around the block removed
-    "Thinking and answer; only a block at the very beginning counts."
+    "Thinking and answer: what stands before the first `</think>`, unless a block opens in mid-text, is thinking."
     head = text.lstrip()
     body = head.removeprefix("<think>")
     inside = opened or body is not head
@@ -143,8 +163,22 @@ def _pretend(policy, request): # a Completion
             Continuation(logprob=x, n_tok=len(c)) for x, c in zip(sums, request.continuation_ids, strict=True)))
 
 # %% ../../nbs/40_engines.base.ipynb #c20
-class FakeEngine(SteppedEngine):
-    "An engine without a model: answers by policy, last in first out, and counts what it was asked."
+class _WithoutModel(SteppedEngine): # what fake and replay share
+    def __init__(self, name, window, args):
+        self.capabilities = Capabilities(labels=True, continuations=True, token_ids=True)
+        self.info = EngineInfo(name=name, version="1", args=args)
+        self.window, self.n_requests, self._waiting = window, 0, {}
+
+    def submit(self, request):
+        self.n_requests += 1
+        self._waiting[self.n_requests] = request
+        return self.n_requests
+
+    def abort(self, tickets):
+        for t in tickets: self._waiting.pop(t, None)
+
+class FakeEngine(_WithoutModel):
+    "An engine without a model: answers by policy, the newest request first, and counts what it was asked."
     def __init__(
         self,
         answer: Callable[[Request], str | Completion] | str = "constant", # A function or a policy's name
@@ -153,15 +187,8 @@ class FakeEngine(SteppedEngine):
     ):
         policy = answer if isinstance(answer, str) else "function"
         if policy not in (*_FAKE_POLICIES, "function"): raise UnknownNameError("fake policy", policy, _FAKE_POLICIES)
-        self.answer, self.window, self.delay_s = answer, window, delay_s
-        self.capabilities = Capabilities(labels=True, continuations=True, token_ids=True, seed=True)
-        self.info = EngineInfo(name="fake", version="1", args={"answer": policy, "window": window})
-        self.n_requests, self._waiting = 0, {}
-
-    def submit(self, request):
-        self.n_requests += 1
-        self._waiting[self.n_requests] = request
-        return self.n_requests
+        super().__init__("fake", window, {"answer": policy, "window": window})
+        self.answer, self.delay_s = answer, delay_s
 
     def step(self):
         if self.delay_s:
@@ -171,26 +198,16 @@ class FakeEngine(SteppedEngine):
         ticket, request = self._waiting.popitem()
         return [(ticket, _pretend(self.answer, request))]
 
-    def abort(self, tickets):
-        for t in tickets: self._waiting.pop(t, None)
-
 # %% ../../nbs/40_engines.base.ipynb #c28
-class ReplayEngine(SteppedEngine):
+class ReplayEngine(_WithoutModel):
     "An engine that answers from recorded completions."
     def __init__(
         self,
-        completions: Iterable[Completion], # Recorded; the last one of a key counts
+        completions: Iterable[Completion], # Recorded; of several with one key the one that `by_key` keeps
         window: int = 64, # Requests kept in flight
     ):
-        self.recorded, self.window = {c.key: c for c in completions}, window
-        self.capabilities = Capabilities(labels=True, continuations=True, token_ids=True, seed=True)
-        self.info = EngineInfo(name="replay", version="1", args={"n_completions": len(self.recorded)})
-        self.n_requests, self._waiting = 0, {}
-
-    def submit(self, request):
-        self.n_requests += 1
-        self._waiting[self.n_requests] = request
-        return self.n_requests
+        self.recorded = by_key(completions)
+        super().__init__("replay", window, {"n_completions": len(self.recorded)})
 
     def step(self):
         taken, self._waiting = self._waiting, {}
@@ -203,6 +220,3 @@ class ReplayEngine(SteppedEngine):
             why = f"item {request.item_id!r} was answered for prompt {known.prompt_hash}, not {request.prompt_hash}"
         else: return replace(known, prompt_hash=request.prompt_hash or known.prompt_hash)
         return self.refuse(request, why)
-
-    def abort(self, tickets):
-        for t in tickets: self._waiting.pop(t, None)

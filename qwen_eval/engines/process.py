@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 from .base import Capabilities, Engine, EngineInfo, SteppedEngine
 from ..errors import ConfigError, EngineError, UnknownNameError
-from ..records import Completion, Request, to_json
+from ..records import Completion, Request, from_json, to_json
 
 # %% ../../nbs/45_engines.process.ipynb #c05
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Message:
 def _pack(message): # bytes
     import msgspec
     try: return msgspec.msgpack.encode(message)
-    except UnicodeEncodeError: return msgspec.msgpack.encode(msgspec.json.decode(to_json(message), type=Message))
+    except UnicodeEncodeError: return msgspec.msgpack.encode(from_json(to_json(message), Message))
 
 def _unpack(data): # a Message
     import msgspec
@@ -67,8 +67,13 @@ class _Channel: # a connection with a thread that reads and one that writes: no 
             self.inbox.put((self, None))
 
     def _write(self):
-        with contextlib.suppress(OSError):
+        try:
             while (message := self.outbox.get()) is not None: self.connection.send_bytes(_pack(message))
+        except OSError: pass # gone
+        except Exception as e: # no record: both sides have to know, or one waits for ever
+            why = Message(op="died", text=f"A message ({message.op}) cannot be sent: {type(e).__name__}: {e}")
+            self.inbox.put((self, why))
+            with contextlib.suppress(OSError): self.connection.send_bytes(_pack(why))
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.connection.fileno())) as s:
             s.shutdown(socket.SHUT_RDWR) # wakes the reader; the descriptor is closed when neither thread holds it
 
@@ -129,6 +134,7 @@ class Server:
                 ours = self.engine.submit(request)
                 self._routes[ours], client.tickets[theirs] = (client, theirs), ours
         elif message.op == "abort": self._abort(client, message.tickets)
+        elif message.op == "died": print(message.text, flush=True) # one client's connection, not the engine
 
     def _abort(self, client, tickets):
         ours = [client.tickets.pop(t) for t in tickets if t in client.tickets]
@@ -161,7 +167,7 @@ class RemoteEngine(Engine):
         self._live, self._done = set(), {}
         try: self._channel = _Channel(Client(self.address, family="AF_UNIX"), self._inbox)
         except OSError as e:
-            why = f"No engine answers at {self.address} ({e.strerror}); start one."
+            why = f"No engine answers at {self.address} ({e.strerror or e}); start one."
             raise EngineError(why, retryable=True) from None
         hello = self._receive(timeout_s=60)
         self.capabilities, self.info, self.window = hello.capabilities, hello.info, hello.window
@@ -178,13 +184,14 @@ class RemoteEngine(Engine):
                 more = more and (bool(batch) or len(mine) >= self.window)
                 mine |= self._submit(batch)
                 try: self._collect(mine, wait=not more or len(mine) >= self.window)
-                except EngineError as e: failure = e
+                except (EngineError, KeyboardInterrupt) as e: failure = e # after what has come
                 for ticket in sorted(mine & self._done.keys()):
                     mine.discard(ticket)
                     yield self._done.pop(ticket)
                 if failure: raise failure
         finally:
             self._live -= mine
+            for ticket in mine: self._done.pop(ticket, None)
             if mine: self._channel.outbox.put(Message(op="abort", tickets=tuple(mine)))
 
     def _submit(self, batch): # tickets
@@ -249,13 +256,19 @@ def serve() -> None:
         server = Server(engine, address)
         print("Ready.", flush=True)
         server.serve()
-    except (ConfigError, UnknownNameError) as e: sys.exit(f"{type(e).__name__}: {e}")
+    except (ConfigError, UnknownNameError) as e: sys.exit(json.dumps({"refused": type(e).__name__, "args": e.args}))
     finally:
         Path(address).unlink(missing_ok=True)
         if engine is not None: engine.close()
 
 # %% ../../nbs/45_engines.process.ipynb #c21
 _MAIN = "from qwen_eval.engines.process import serve; serve()"
+_REFUSALS = {kind.__name__: kind for kind in (ConfigError, UnknownNameError)}
+
+def _socket_folder(): # mode 0700; the kernel takes an address of 103 bytes (macOS) or 107, and TMPDIR may be long
+    room = 103 - len("/qwen_eval_12345678/engine")
+    where = tempfile.gettempdir() if len(os.fsencode(tempfile.gettempdir())) <= room else "/tmp"
+    return Path(tempfile.mkdtemp(prefix="qwen_eval_", dir=where))
 
 def _environment(path): # of the server: the package importable as it is here, and no hub where the files are here
     import qwen_eval
@@ -276,12 +289,12 @@ class EngineProcess:
         path: Path | str | None = None, # Folder of the checkpoint, for engines that have one
         args: dict[str, Any] | None = None, # The engine's arguments
         seed: int = 0, # Of the engine
-        log_dir: Path | str | None = None, # Folder of the log file; by default it is gone after `stop`
+        log_dir: Path | str | None = None, # Folder of the log; else it goes with `stop`, unless an error names it
         timeout_s: float = 1800, # For loading, seconds
         progress: Callable[[str], None] | None = None, # Called about once a second while it loads
     ):
         self.name, self.timeout_s = name, timeout_s
-        self._folder = Path(tempfile.mkdtemp(prefix="qwen_eval_")) # mode 0700
+        self._folder, self._failed = _socket_folder(), False
         self.address = str(self._folder / "engine")
         if log_dir is not None: Path(log_dir).mkdir(parents=True, exist_ok=True)
         kind = name.rpartition(":")[2]
@@ -314,9 +327,13 @@ class EngineProcess:
         return False
 
     def _failure(self, what, code=None):
+        for line in reversed(self.tail().splitlines() if code == 1 else []):
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                said = json.loads(line)
+                return _REFUSALS[said["refused"]](*said["args"])
+        self._failed = True
         text = f"The engine process {self.name!r} {what}. Its log, {self.log}, ends:\n{self.tail()}"
-        refused = code == 1 and self.tail(1).startswith(("ConfigError: ", "UnknownNameError: "))
-        return ConfigError(self.tail(1).partition(": ")[2]) if refused else EngineError(text, retryable=False)
+        return EngineError(text, retryable=False)
 
     def tail(
         self,
@@ -340,7 +357,7 @@ class EngineProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError): os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.process.stdin.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if not (self._failed and self.log.parent == self._folder): shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self): return self
     def __exit__(self, *_): self.stop()

@@ -6,19 +6,16 @@
 __all__ = ['vllm_version', 'check_args', 'sampling_args', 'continuation_score', 'to_completion', 'VLLMEngine']
 
 # %% ../../nbs/41_engines.vllm.ipynb #c02
-import difflib
+import math
 import os
-import signal
-import threading
 import warnings
 import weakref
 from collections.abc import Iterable
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from .base import Capabilities, EngineInfo, SteppedEngine, split_thinking
-from ..errors import ConfigError, EngineError
+from ..errors import ConfigError, EngineError, UnknownNameError
 from ..records import Completion, Continuation, Request
 
 # %% ../../nbs/41_engines.vllm.ipynb #c05
@@ -43,14 +40,12 @@ def check_args(
     args: dict[str, Any], # Engine arguments by name
     known: Iterable[str], # Names that the installed engine knows
 ) -> dict[str, Any]: # The same
-    "The arguments, if the engine will take them; raises `ConfigError` naming the nearest known one."
-    known = sorted(known)
+    "The arguments, if the engine will take them; raises `ConfigError`, or `UnknownNameError` with the nearest names."
+    known = set(known)
     for name in args:
         if name in _OWN_ARGS: raise ConfigError(f"{name!r} is the engine's own ({_OWN_ARGS[name]}); leave it out.")
         if name in known: continue
-        near = " or ".join(map(repr, difflib.get_close_matches(name, known, n=3, cutoff=0.5)))
-        tail = f"Did you mean {near}?" if near else f"None of its {len(known)} is alike."
-        raise ConfigError(f"The installed vLLM has no engine argument {name!r}. {tail} Correct the preset.")
+        raise UnknownNameError("vLLM argument", name, known, "Correct the preset, or install the release that has it.")
     return args
 
 # %% ../../nbs/41_engines.vllm.ipynb #c12
@@ -107,18 +102,27 @@ def to_completion(
     thinking, answer = split_thinking(text, opened=request.prompt.rstrip().endswith("<think>"))
     n_think = 0
     if thinking or answer != text: n_think = ids.index(end_think) + 1 if end_think in ids else 0 if answer else len(ids)
-    reason = first.finish_reason if request.mode == "generate" else "stop"
-    ended = reason in ("stop", "length")
+    error = _failure(outputs, continuations)
+    reason = "error" if error else first.finish_reason if request.mode == "generate" else "stop"
     return Completion(item_id=request.item_id, epoch=request.epoch, prompt_hash=request.prompt_hash, text=answer,
-        thinking=thinking, finish_reason=reason if ended else "error", n_prompt_tok=len(request.prompt_ids),
+        thinking=thinking, finish_reason=reason, n_prompt_tok=len(request.prompt_ids),
         n_output_tok=len(ids), n_thinking_tok=n_think, n_cached_tok=min(o.num_cached_tokens or 0 for o in outputs),
-        label_logprobs=_labels(request, first), continuations=continuations, **_times(outputs),
-        error="" if ended else f"item {request.item_id!r}: the engine ended with {reason!r}")
+        label_logprobs=_labels(request, first), continuations=() if error else continuations, **_times(outputs),
+        error=error and f"item {request.item_id!r}: {error}")
+
+def _failure(outputs, continuations): # what went wrong, or ""
+    for o in outputs:
+        reason = o.outputs[0].finish_reason
+        if reason not in ("stop", "length"): return f"the engine ended with {reason!r}"
+    for i, c in enumerate(continuations):
+        if not math.isfinite(c.logprob): return f"the engine gives continuation {i} a log-likelihood of {c.logprob}"
+    return ""
 
 def _labels(request, output): # shape (n_choices,), nats
     if not request.label_ids: return ()
     first = output.logprobs[0] if output.logprobs else {}
-    return tuple(first[t].logprob if t in first else None for t in request.label_ids)
+    found = [first[t].logprob if t in first else None for t in request.label_ids]
+    return tuple(x if x is not None and math.isfinite(x) else None for x in found)
 
 def _times(outputs): # by the scheduler's clock; vLLM gives none where its statistics are off
     found = [o.metrics for o in outputs if o.metrics is not None and o.metrics.last_token_ts]
@@ -128,7 +132,7 @@ def _times(outputs): # by the scheduler's clock; vLLM gives none where its stati
             "ttft_s": max(m.first_token_ts for m in found) - begin,
             "latency_s": max(m.last_token_ts for m in found) - begin}
 
-# %% ../../nbs/41_engines.vllm.ipynb #c24
+# %% ../../nbs/41_engines.vllm.ipynb #c25
 _CALM = {"OMP_WAIT_POLICY": "PASSIVE", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"} # unless set
 
 @dataclass
@@ -142,18 +146,7 @@ _CACHED, _FIRST, _UNCACHED = "c", "f", "u" # ways to ask for a continuation
 
 _open = weakref.WeakSet()
 
-@contextmanager
-def _uninterrupted():
-    if threading.current_thread() is not threading.main_thread() or not callable(signal.getsignal(signal.SIGINT)):
-        yield
-        return
-    held = []
-    before = signal.signal(signal.SIGINT, lambda *a: held.append(a))
-    try: yield
-    finally: signal.signal(signal.SIGINT, before)
-    if held: before(*held[0])
-
-def _no_compiling(): # the first log-probability would compile the counting of ranks: 18 s, and a C++ compiler
+def _no_compiling(): # the first log-probability would compile the counting of ranks, and want a C++ compiler
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     import torch._dynamo.config
     torch._dynamo.config.disable = os.environ["TORCHDYNAMO_DISABLE"] == "1"
@@ -179,7 +172,7 @@ def _load(path, args, seed): # (LLMEngine, SamplingParams class, device type)
         except Exception as e:
             raise EngineError(f"vLLM could not load {path} with {args}: {type(e).__name__}: {e}") from e
 
-# %% ../../nbs/41_engines.vllm.ipynb #c25
+# %% ../../nbs/41_engines.vllm.ipynb #c26
 def _effective(config): # what vLLM made of its arguments: all of it may change greedy output
     m, s, c, p = config.model_config, config.scheduler_config, config.cache_config, config.parallel_config
     found = {"checkpoint": m.model, "enforce_eager": m.enforce_eager,
@@ -212,12 +205,12 @@ class VLLMEngine(SteppedEngine):
         self._end_think = tokenizer.get_vocab().get("</think>") if tokenizer is not None else None
         self._known = frozenset(self._params.__struct_fields__)
         self._refusals = _refusals()
-        self.capabilities = Capabilities(labels=True, continuations=True, token_ids=True, seed=True)
+        self.capabilities = Capabilities(labels=True, continuations=True, token_ids=True)
         dtype = str(config.model_config.dtype).removeprefix("torch.")
         self.info = EngineInfo(name="vllm", version=version, device=device, dtype=dtype, args={**args, "seed": seed},
                                effective=_effective(config))
         self.window = 4 * config.scheduler_config.max_num_seqs
-        self.n_requests, self.n_redone, self._jobs, self._ready, self._last = 0, 0, {}, [], 0
+        self.n_requests, self._jobs, self._ready, self._last = 0, {}, [], 0
 
     def submit(self, request):
         self._last += 1
@@ -228,8 +221,7 @@ class VLLMEngine(SteppedEngine):
             if not parts: raise ValueError("no continuation is given")
             if longest >= (room := self.info.effective["max_model_len"]):
                 raise ValueError(f"its prompt has {longest} tokens, the engine holds {room} with at least one to come")
-            with _uninterrupted():
-                for part in parts: self._send(ticket, part)
+            for part in parts: self._send(ticket, part)
         except (ValueError, *self._refusals) as e: self._drop(ticket, str(e))
         return ticket
 
@@ -246,9 +238,8 @@ class VLLMEngine(SteppedEngine):
     def step(self):
         if self._engine is None: raise EngineError("This vLLM engine is closed; start another.", retryable=True)
         try:
-            with _uninterrupted():
-                for output in self._engine.step() if self._jobs else ():
-                    if output.finished: self._take(output)
+            for output in self._engine.step() if self._jobs else ():
+                if output.finished: self._take(output)
         except Exception as e:
             n = len(self._jobs)
             self.close()
@@ -278,7 +269,6 @@ class VLLMEngine(SteppedEngine):
         score = continuation_score(output, ids, first)
         if score is not None: job.scores[part] = score; return
         if way == _UNCACHED: return self._drop(ticket, f"vLLM gives no log-probabilities for continuation {part}")
-        self.n_redone += 1
         if way == _CACHED and output.num_cached_tokens == n_context:
             job.held[part] = output
             self._send(ticket, part, _FIRST)
@@ -290,6 +280,8 @@ class VLLMEngine(SteppedEngine):
         self._ready.append((ticket, self.refuse(request, f"item {request.item_id!r}: {why}")))
 
     def abort(self, tickets):
+        tickets = set(tickets)
+        self._ready = [(t, c) for t, c in self._ready if t not in tickets]
         gone = [(t, self._jobs.pop(t)) for t in tickets if t in self._jobs]
         ids = [f"{t}.{p}.{w}" for t, job in gone for p in range(max(1, len(job.request.continuation_ids)))
                for w in (_CACHED, _FIRST, _UNCACHED)]

@@ -21,10 +21,11 @@ def with_tests(
     program: str, # What a model wrote, made whole by an extractor
     item: Item, # `extra["test"]` holds the tests, `extra["entry_point"]` the function they are for
 ) -> str: # Source text that ends normally if all tests pass
-    "A program followed by its tests; raises `ConfigError` where the item has none."
-    test, name = item.extra.get("test"), item.extra.get("entry_point", "")
-    if not test:
-        raise ConfigError(f"item {item.id!r} has no tests in extra['test']; 'python-tests' cannot score its benchmark.")
+    "A program followed by its tests; raises `ConfigError` where the item lacks them or the name."
+    test, name = map(item.extra.get, ("test", "entry_point"))
+    if not (test and name):
+        lack = " or ".join(f"extra[{k!r}]" for k in ("test", "entry_point") if not item.extra.get(k))
+        raise ConfigError(f"item {item.id!r} has no {lack}; 'python-tests' cannot score its benchmark.")
     call = f"\ncheck({name})\n" if "def check(" in test else "\n"
     return f"{program}\n\n{test}\n{call}"
 
@@ -53,11 +54,12 @@ def python_tests(
     variant: Variant, # Names the extractor
     options: ScoreOptions, # Sandbox, workers, and whether to run without one
 ) -> Iterator[Score]: # 1 where all tests pass, else 0; in the order in which programs end
-    "Do the programs pass their tests?"
+    "Do the programs pass their tests? Raises `ConfigError` for an item without tests or without the function's name."
     extract, waiting = extractors.get(variant.extract) if variant.extract else code, {}
     try: sandbox = Sandbox(kind=options.sandbox, n_workers=options.n_workers, allow_unsafe=options.allow_unsafe_code)
     except SandboxError as e: sandbox = e
     for item, completion in pairs:
+        with_tests("", item) # an item that cannot be scored is an error whatever was answered
         program = extract(completion.text, item) if completion.finish_reason != "error" else None
         if completion.finish_reason == "error": yield engine_error(completion)
         elif isinstance(sandbox, SandboxError): yield _not_scored(completion, program, f"no sandbox ({sandbox})")

@@ -22,7 +22,7 @@ def wilson(
     if n == 0: return math.nan, math.nan
     if not 0 <= k <= n + 1e-9: raise ConfigError(f"{k} successes in {n} trials cannot be; k lies in 0..n.")
     from scipy.stats import norm
-    p, z = min(k / n, 1.0), float(norm.isf((1 - level) / 2))
+    p, z = min(float(k) / n, 1.0), float(norm.isf((1 - level) / 2))
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = ((centre + s * half) / (1 + z * z / n) for s in (-1, 1))
     return 0.0 if p == 0 else max(low, 0.0), 1.0 if p == 1 else min(high, 1.0)
@@ -37,12 +37,12 @@ def mean_t(
     range: tuple[float, float] = (0.0, 1.0), # Lowest and highest possible value; infinities are allowed
     level: float = 0.95, # Confidence level, fraction in (0, 1)
 ) -> tuple[float, float, str]: # Lower end, upper end, method
-    "Student's t interval of a mean, clipped to the range; Wilson's on the rescaled range where all values are equal."
+    "Student's t interval of a mean, clipped to the range; Wilson's on the rescaled range where all are equal."
     _check_level(level)
-    values, (low, high) = np.asarray(values, float), range
+    values, (low, high) = np.asarray(values, float), map(float, range)
     n = len(values)
     if n == 0: return math.nan, math.nan, "none"
-    if np.ptp(values) > 0:
+    if np.ptp(values) > 1e-9 * max(1.0, np.abs(values).max()): # 0.1 + 0.2 is 0.3
         from scipy.stats import t
         half = float(t.isf((1 - level) / 2, n - 1)) * float(values.std(ddof=1)) / math.sqrt(n)
         return max(float(values.mean()) - half, low), min(float(values.mean()) + half, high), "t"
