@@ -21,10 +21,12 @@ test: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -n $${QWEN_EVAL_TEST_WORKERS:-2} --dist loadgroup
 
 lab: $(VENV)/.ready-lab
-	$(BIN)/jupyter lab --ip 127.0.0.1 nbs
+	$(BIN)/jupyter lab --ip 127.0.0.1 $$(test "$$(id -u)" != 0 || echo --allow-root) nbs
 
 env: $(VENV)/.ready-dev
 
+# editable_mode=compat puts the clone on the path by name, so that a folder that holds a clone called
+# qwen_eval does not hide the package from scripts beside it.
 # The build of torch for a CPU carries a local version that PyPI itself does not hold: pip's configured
 # sources are tried first, then PyTorch's own index. On macOS the plain build is the CPU build.
 $(VENV)/.ready: $(LOCKS) pyproject.toml
@@ -34,7 +36,7 @@ $(VENV)/.ready: $(LOCKS) pyproject.toml
 	@if [ "$$(uname)" = Darwin ]; then $(PIP) --no-deps "$$(grep '^torch' locks/torch-cpu.txt | sed 's/+cpu//')"; \
 	else $(PIP) --no-deps -r locks/torch-cpu.txt 2>/dev/null || $(PIP) --no-deps --index-url $(TORCH_INDEX) -r locks/torch-cpu.txt; fi
 	@$(PIP) --no-deps -r locks/cpu.txt
-	@$(PIP) --no-deps --no-build-isolation --editable .
+	@$(PIP) --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	@touch $@
 
 $(VENV)/.ready-dev: locks/dev.txt $(VENV)/.ready
@@ -49,7 +51,8 @@ $(VENV)/.ready-lab: locks/lab.txt $(VENV)/.ready
 gpu-env: locks/gpu.txt
 	@test -d .venv-gpu || $(PYTHON) -m venv .venv-gpu
 	.venv-gpu/bin/python -m pip install --quiet -r locks/gpu.txt
-	.venv-gpu/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	.venv-gpu/bin/python -m pip install --quiet --no-deps --no-build-isolation \
+	  --config-settings editable_mode=compat --editable .
 
 export: $(VENV)/.ready-dev
 	$(BIN)/nbdev-export

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated
 import typer
 from typer.core import TyperGroup
-from .errors import QwenEvalError
+from .errors import ConfigError, QwenEvalError
 
 # %% ../nbs/90_cli.ipynb #c05
 class Edge(TyperGroup):
@@ -30,7 +30,9 @@ class Edge(TyperGroup):
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             import shlex
-            again = shlex.join(["qwen-eval", *sys.argv[1:]])
+            import shutil
+            name = "qwen-eval" if shutil.which("qwen-eval") else sys.argv[0]
+            again = shlex.join([name, *sys.argv[1:]])
             print(f"\nInterrupted. What is finished is kept; the same command goes on: {again}", file=sys.stderr)
             raise typer.Exit(130) from None
 
@@ -167,8 +169,12 @@ def run_(
     qwen-eval run qwen3_8b qwen2.5_8b --benchmarks gsm8k,arc_challenge --limit 200
     qwen-eval run ./my_checkpoint --benchmarks humaneval --preset performance
     """
+    from qwen_eval.datasets.all import benchmarks as known
     from qwen_eval.runner import run_study
     from qwen_eval.studies import Study
+    if astray := [m for m in models if m in known()]:
+        raise ConfigError(f"{', '.join(astray)}: a benchmark, not a model. Write benchmarks with commas and no spaces: "
+                          f"--benchmarks {','.join([*_split(benchmarks), *astray])}")
     asked = Study(id="run", models=tuple(models), benchmarks=tuple(_split(benchmarks)), presets=tuple(_split(preset)),
                   protocol=protocol, limit=limit, seed=seed, variant=variant, n_shot=shots, answer_tok=answer_tok,
                   allow_specimens=allow_specimens, allow_unsafe_code=allow_unsafe_code)
@@ -238,7 +244,8 @@ def study_list(as_json: JsonFlag = False):
     from qwen_eval.studies import study as find
     found = [msgspec.to_builtins(find(name)) for name in settings().declared.get("study", {})]
     columns = {k: k for k in ("id", "models", "presets", "benchmarks", "protocol", "limit")}
-    _say(found, lambda rows: _table(rows, columns), as_json)
+    none = f"No study is declared in {settings().file or 'any settings.ini here or above'}; add a section [study.NAME]."
+    _say(found, lambda rows: _table(rows, columns) if rows else none, as_json)
 
 @study.command("plan")
 def study_plan(name: StudyName, as_json: JsonFlag = False):
@@ -298,9 +305,13 @@ def runs_list(as_json: JsonFlag = False):
     qwen-eval runs list --json
     """
     from qwen_eval.runs import list_runs, summary
-    columns = {"run_id": "run", "metric": "metric", "value": "value", "low": "low", "high": "high", "n_items": "n",
-               "marks": "marks"}
-    _say([summary(r) for r in list_runs()], lambda rows: _table(rows, columns), as_json)
+    from qwen_eval.settings import settings
+    columns = {"run_id": "run", "variant": "variant", "n_shot": "shots", "max_tok": "budget", "metric": "metric",
+               "value": "value", "low": "low", "high": "high", "n_items": "n", "started": "started", "marks": "marks"}
+    def text(rows):
+        if not rows: return f"No runs in {settings().runs}."
+        return _table([r | {k: f"{r[k]:.3f}" for k in ("value", "low", "high")} for r in rows], columns)
+    _say([summary(r) for r in list_runs()], text, as_json)
 
 @runs.command("show")
 def runs_show(run: RunName, as_json: JsonFlag = False):

@@ -27,7 +27,7 @@ class UnknownNameError(QwenEvalError, KeyError):
         known: Iterable[str], # All accepted names
         hint: str = "", # What to do next, one sentence
     ):
-        self.kind, self.name, self.known = kind, name, sorted(known)
+        self.kind, self.name, self.known = kind, name, sorted(known, key=lambda k: ("/" in k, k)) # ids of the hub last
         super().__init__(kind, name, self.known, hint) # the constructor's own arguments, so that it survives pickling
         near = difflib.get_close_matches(str(name).lower(), self.known, n=3, cutoff=0.5)
         if near: tail = f"Did you mean {' or '.join(map(repr, near))}?"

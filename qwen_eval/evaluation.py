@@ -121,9 +121,10 @@ def _begin(plan):
     elif moved := differences(read_manifest(plan.path)["fingerprint"], identity):
         raise IntegrityError(f"{plan.path} holds another run; it differs in {moved}. Move that folder away.")
     s, p, b, v, w = plan.item_set, plan.protocol, plan.benchmark, plan.variant, plan.located
+    budget = p.max_tok(v.answer) if v.mode == "generate" else None
     effective = {"model": plan.model.id, "benchmark": b.id, "variant": plan.variant_name, "preset": plan.preset.id,
                  "protocol": p.id, "n_shot": plan.n_shot, "epochs": plan.epochs, "limit": plan.limit, "seed": p.seed,
-                 "order_seed": plan.order_seed, "max_tok": p.max_tok(v.answer), "engine": plan.engine.name}
+                 "order_seed": plan.order_seed, "max_tok": budget, "engine": plan.engine.name}
     declared = {k: x for k, x in asdict(b).items() if k not in ("variants", "default_variant")}
     items = {"n": len(plan.items), "pool": len(s.pool), "source": s.source, "item_set_hash": s.item_set_hash,
              "verified": s.verified, "marks": s.marks, "data_file": plan.asked.get("data_file")}

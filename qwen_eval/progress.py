@@ -56,6 +56,7 @@ class Board:
     ):
         self.total, self._done, self.stream, self.every_s = total, done, stream or sys.stderr, every_s
         self.note, self._begin, self._first, self._bar = "", time.monotonic(), None, None
+        self._latest = (0, self._begin) # items that were there, and since when
         self._stop = threading.Event()
 
     def __enter__(self):
@@ -80,22 +81,31 @@ class Board:
         since, at = self._first or (0, n)
         return (self.total - n) * (time.monotonic() - since) / (n - at) if n > at else None
 
+    def left(self, n: int) -> str: # Words
+        "How long the rest will take, for people; where nothing came for long, that is said instead."
+        if n > self._latest[0]: self._latest = (n, time.monotonic())
+        still = time.monotonic() - self._latest[1]
+        if n >= self.total: return "finishing"
+        if self._first is not None and still > 20: return f"unknown (nothing finished for {duration(still)})"
+        return duration(self.left_s(n))
+
     def _line(self, text): print(f"[{duration(time.monotonic() - self._begin)}] {text}", file=self.stream, flush=True)
 
     def _watch(self):
         start, spoken = self._done(), time.monotonic()
         while not self._stop.wait(0.5):
             n = self._done()
-            left = self.left_s(n) if n > start else None
-            if self._bar: self._bar.update(0, completed=n, left=duration(left))
+            left = self.left(n) if n > start else "unknown"
+            if self._bar: self._bar.update(0, completed=n, left=left)
             elif time.monotonic() - spoken >= self.every_s:
-                self._line(f"{self.note}: {n} of {self.total} items, about {duration(left)} left")
+                self._line(f"{self.note}: {n} of {self.total} items, time left: {left}")
                 spoken = time.monotonic()
 
     def __exit__(self, *_):
         self._stop.set(); self._thread.join(5)
         if self._bar:
-            self._bar.update(0, completed=self._done(), left="0 s")
+            n = self._done()
+            self._bar.update(0, completed=n, left="nothing" if n >= self.total else "stopped")
             self._bar.stop()
 
 def _bar(stream, total):

@@ -8,6 +8,7 @@ __all__ = ['template', 'parameters', 'check_effective', 'unfinished', 'run_noteb
 
 # %% ../nbs/87_runner.ipynb #c02
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -22,7 +23,7 @@ from .plans import FAKES
 from .presets import engine_args
 from .progress import Board, LineCount
 from .settings import settings
-from .store import read_manifest
+from .store import check_free, read_manifest
 from .studies import Planned, Study, contexts, plan
 
 # %% ../nbs/87_runner.ipynb #c05
@@ -81,9 +82,11 @@ def run_notebook(
     study: Study, # Its study
     folder: Path, # Where executed notebooks lie
     address: str | None, # Of the engine
+    say: Callable[..., None] = lambda text: None, # Told what goes on
 ) -> None:
     "Execute the template for one run and check it; raises `QwenEvalError`, or what papermill raises."
     import papermill
+    say(f"{run.model}, {run.preset}: {run.benchmark}")
     output = folder / f"{run.path.name}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
     asked = parameters(run, study, output)
@@ -130,13 +133,12 @@ def run_group(
     "Execute the notebooks of a group; an interruption ends their kernels."
     failures = []
     with ThreadPoolExecutor(parallel) as pool:
-        jobs = {pool.submit(run_notebook, r, study, folder, address): r for r in runs}
+        jobs = {pool.submit(run_notebook, r, study, folder, address, say): r for r in runs}
         try:
             for job in as_completed(jobs):
                 r, error = jobs[job], job.exception()
                 page = folder / f"{r.path.name}.ipynb"
                 if error: failures.append(Failure(r, why(error), page if page.exists() else None))
-                say(f"{r.model}, {r.preset}: {r.benchmark} {'failed' if error else 'done'}")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             _stop_kernels()
@@ -150,6 +152,18 @@ def _stop_kernels():
             if any("ipykernel" in part for part in child.cmdline()): child.terminate()
 
 # %% ../nbs/87_runner.ipynb #c18
+def _announce(plan, n_todo, stream):
+    "Say before anything starts what is there, and what stands in for what is missing."
+    n, stored = len(plan.runs), sum(min(r.n_done(), r.n_answers) for r in plan.runs)
+    todo = f"{n_todo} to do, {stored} of {sum(r.n_answers for r in plan.runs)} answers are stored"
+    lines = [f"{n} run{'s' * (n > 1)}: " + (todo if n_todo else "all complete, nothing to generate")]
+    for name, items in {r.benchmark: r.plan.item_set for r in plan.runs}.items():
+        if "specimen" in items.marks:
+            lines.append(f"{name}: no data found, {len(items.items)} hand-written specimens stand in (not a result). "
+                         "For real items, name their folder in QWEN_EVAL_DATA.")
+    print("\n".join(lines), file=stream or sys.stderr, flush=True)
+
+# %% ../nbs/87_runner.ipynb #c19
 def run_study(
     name: str | Study, # A declared study, or a `Study`
     runs: Path | str | None = None, # Folder of the runs; that of the settings by default
@@ -162,11 +176,13 @@ def run_study(
     p = plan(name, runs)
     folder, failures = Path(reports or settings().reports / p.study.id), []
     todo = [g for group in p.groups() if (g := tuple(r for r in group if r.state() != "complete"))]
+    _announce(p, sum(map(len, todo)), stream)
     if notebooks: writable(folder, "Reports")
     if todo:
         writable(settings().cache / "logs", "Logs of engines")
         needed = contexts(p)
-        counts = [(LineCount(r.path / "completions.jsonl"), r.n_answers) for g in todo for r in g]
+        for r in (r for g in todo for r in g): check_free(r.path)
+        counts = [(LineCount(r.path / "completions.jsonl"), r.n_answers) for r in p.runs]
         with Board(sum(n for _, n in counts), lambda: sum(min(c.poll(), n) for c, n in counts), stream) as board:
             for g in todo:
                 pages = folder / "notebooks" if notebooks else None
@@ -178,13 +194,13 @@ def _attempt(group, study, context_tok, pages, parallel, say):
     say(f"{group[0].model}, {group[0].preset}: starting the engine")
     try:
         with shared_engine(group, context_tok, study, say) as address:
-            say(f"{group[0].model}, {group[0].preset}: {', '.join(r.benchmark for r in group)}")
             if pages: return run_group(group, study, pages, address, parallel, say)
-            return [f for r in group if (f := _plainly(r, study, address))]
+            return [f for r in group if (f := _plainly(r, study, address, say))]
     except QwenEvalError as e: return [Failure(r, str(e)) for r in group if r.state() != "complete"]
 
-def _plainly(run, study, address):
+def _plainly(run, study, address, say):
     "The same without a notebook: None, or the failure."
+    say(f"{run.model}, {run.preset}: {run.benchmark}")
     how = {k: getattr(study, k) for k in ("limit", "variant", "n_shot", "seed", "allow_specimens", "allow_unsafe_code")}
     how |= {"engine": study.engine or None, "order_seed": study.seed or 0, "runs": run.plan.runs, **study.overrides}
     try: evaluate(run.model, run.benchmark, run.preset, study.protocol, engine_address=address, progress=False, **how)

@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 from .errors import ConfigError, IntegrityError, QwenEvalError, UnknownNameError
+from .prompts import letter_order
 from .records import STATUSES, Completion, Estimate
 from .scores import measured, read_scores, truncation_bounds, weigh
 from .settings import settings
@@ -40,6 +41,13 @@ def items_of(
                          f"({kept['source']}), which cannot be found: {' | '.join(why)}")
 
 # %% ../nbs/70_runs.ipynb #c07
+def _as_shown(item, letters):
+    "Choices by the label that `answer` speaks of, and the target as such a label."
+    if not item.choices: return {"choices": {}, "target": str(item.target)}
+    order = letter_order(item) if letters else range(len(item.choices))
+    labels = {i: chr(65 + k) if letters else str(k) for k, i in enumerate(order)}
+    return {"choices": {labels[i]: item.choices[i] for i in order}, "target": labels[item.target]}
+
 class StoredRun:
     "The files of one run; with `limit`, those of its first items only."
     def __init__(
@@ -73,16 +81,16 @@ class StoredRun:
         n_answers = int((self.scores.status != "engine_error").sum())
         return n_answers == min(self.limit or n_items, n_items) * self.manifest["epochs"]
 
-    def items(self): # DataFrame; `question`, `choices` and `target` only where the items can be loaded
-        "Items, completions and scores side by side."
+    def items(self): # DataFrame; `question`, `choices` (label -> text) and `target` where the items can be loaded
+        "Items, completions and scores side by side; labels of choices are those that the model saw, or their index."
         import pandas as pd
         said = [{"item_id": c.item_id, "epoch": c.epoch, "text": c.text, "thinking": c.thinking, "error": c.error}
                 for c in self.completions().values()]
         joined = self.scores.merge(pd.DataFrame(said, columns=None if said else ["item_id", "epoch"]), how="left")
         try: asked = items_of(self.manifest).items
         except QwenEvalError: return joined
-        known = [{"item_id": i.id, "question": i.question, "choices": i.choices, "target": str(i.target)}
-                 for i in asked]
+        letters = self.manifest["fingerprint"]["benchmark"]["declaration"]["score"] in ("letter", "label")
+        known = [{"item_id": i.id, "question": i.question, **_as_shown(i, letters)} for i in asked]
         return joined.merge(pd.DataFrame(known), how="left")
 
 # %% ../nbs/70_runs.ipynb #c09
@@ -157,7 +165,8 @@ def summary(
     return {"run_id": run.id, "model": f["model"]["id"], "preset": f["preset"]["id"], "benchmark": f["benchmark"]["id"],
             "variant": f["benchmark"]["variant"], "protocol": m["protocol"]["id"], "n_shot": m["n_shot"],
             "metric": run.metric, "value": e.value, "low": e.low, "high": e.high, "level": e.level, "method": e.method,
-            "n_items": e.n_items, "n_epochs": m["epochs"], **dict.fromkeys(STATUSES, 0), **e.counts,
+            "n_items": e.n_items, "n_epochs": m["epochs"], "max_tok": m.get("effective", {}).get("max_tok"),
+            "started": m.get("started", "")[:16].replace("T", " "), **dict.fromkeys(STATUSES, 0), **e.counts,
             "if_truncated_wrong": low, "if_truncated_right": high, "output_tok_s": p["output_tok_s"],
             "seconds": p["seconds"], "n_output_tok": p["n_output_tok"], "complete": scored and run.complete,
             "marks": ", ".join(m["marks"]), "note": note, "verified": m["items"]["verified"],
@@ -182,8 +191,9 @@ def describe(
     elif s["seconds"]: speed = f"{s['output_tok_s']:.0f} tok/s, {s['seconds']:.1f} s"
     epochs = f", {s['n_epochs']} epochs" if s["n_epochs"] > 1 else ""
     how = f"{s['variant']}, {s['n_shot']}-shot"
+    protocol = s["protocol"] + (f", {s['max_tok']} tokens" if s["max_tok"] else "")
     cells = {"attention": loud, "benchmark": f"{s['benchmark']} ({how})", "model": s["model"],
-             "preset": f"{s['preset']} ({s['engine']}{s['device'] and ', ' + s['device']})", "protocol": s["protocol"],
+             "preset": f"{s['preset']} ({s['engine']}{s['device'] and ', ' + s['device']})", "protocol": protocol,
              s["metric"]: value, "items": f"{s['n_items']} of {run.manifest['items']['n']}{epochs}", "truncated": cut,
              "no answer": str(s["no_answer"]), "engine errors": str(s["engine_error"] or ""), "speed": speed,
              "source": f"{s['source']} ({s['verified']})", "run": s["run_id"]}

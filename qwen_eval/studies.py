@@ -158,7 +158,8 @@ def plan(
                     loaded[benchmark] = found.item_set
     if wrong:
         said = "".join(f"\n  {where}: {why}" for why, where in wrong.items())
-        raise ConfigError(f"Study {s.id!r} cannot run as it is planned:{said}")
+        head = f"Study {s.id!r} cannot run as it is planned:" if isinstance(name, str) else ""
+        raise ConfigError(f"{head}{said}".strip())
     return StudyPlan(s, tuple(planned))
 
 # %% ../nbs/85_studies.ipynb #c16

@@ -34,6 +34,10 @@ def test_only_the_key_makes_a_file_nbdevs(tmp_path, monkeypatch, text, ours):
     assert (find_settings(tmp_path) == tmp_path / "settings.ini") == ours
 
 
+def test_outside_a_lab_the_checkout_is_the_lab(tmp_path):
+    assert find_settings(tmp_path) == Path(__file__).resolve().parents[1] / "settings.ini"
+
+
 # ---------------------------------------------------------------- files
 @pytest.mark.parametrize("mask", [0o022, 0o077])
 def test_written_files_obey_the_umask(tmp_path, mask):

@@ -92,6 +92,11 @@ def test_wrong_words_are_status_2():
     assert "Missing" in ask("run", "smollm2_135m", status=2).stderr
 
 
+def test_a_space_after_the_comma_is_explained(lab):
+    done = ask("run", "smollm2_135m", "--benchmarks", "gsm8k,", "arc_challenge", status=2)
+    assert "--benchmarks gsm8k,arc_challenge" in done.stderr
+
+
 def test_fit_answers_by_status_too():
     small = json.loads(ask("fit", "smollm2_135m", "--json").stdout)
     assert small["fits"] is True and small["weights_gib"] < 1

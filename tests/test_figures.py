@@ -125,5 +125,5 @@ def test_every_mark_that_a_plan_can_set_has_words(tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     file = tmp_path / "rows.jsonl"
     marks |= {*plan_run("smollm2_135m", "hellaswag", engine="fake", data_file=file, runs=tmp_path).marks}
-    assert marks == MARKS.keys()
+    assert marks | {"unverified"} == MARKS.keys() # set where nobody could pin the items: test_hub_source.py
     assert all(text != mark for mark, (_, text) in explain_marks([{"marks": sorted(marks)}]).items())

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from qwen_eval import store
+from qwen_eval.datasets.all import benchmark
+from qwen_eval.datasets.base import load
 from qwen_eval.engines.base import FakeEngine
 from qwen_eval.errors import ConfigError, EngineError, IntegrityError, UnknownNameError
 from qwen_eval.evaluation import evaluate
 from qwen_eval.models import Model
+from qwen_eval.prompts import letter_order
 from qwen_eval.records import Completion, Continuation, Item, Score, to_json
 from qwen_eval.runs import describe, list_runs, open_run, summary
 from qwen_eval.scores import score_frame, weigh, write_scores
@@ -21,6 +24,7 @@ from qwen_eval.store import (
     RunWriter,
     Session,
     by_key,
+    check_free,
     differences,
     read_completions,
     read_manifest,
@@ -184,6 +188,25 @@ def test_a_damaged_manifest_hides_no_other_run(tmp_path):
     (tmp_path / "zz").mkdir()
     (tmp_path / "zz" / "manifest.json").write_text("{")
     with pytest.warns(UserWarning, match="zz"): assert len(list_runs(tmp_path)) == 1
+
+
+def test_who_writes_is_known_before_an_engine_starts(tmp_path):
+    run = ran(tmp_path)
+    check_free(run.path)
+    check_free(tmp_path / "none")
+    with RunWriter(run.path), pytest.raises(ConfigError, match=f"being written by process {os.getpid()}"):
+        check_free(run.path)
+    check_free(run.path)
+
+
+def test_choices_stand_under_the_labels_that_the_model_saw(tmp_path):
+    run = ran(tmp_path, "arc_challenge", engine=FakeEngine("random"))
+    known = {i.id: i for i in load(benchmark("arc_challenge"), "specimen").items}
+    for row in run.items().itertuples():
+        item = known[row.item_id]
+        assert row.choices == dict(zip("ABCDE", (item.choices[i] for i in letter_order(item)), strict=False))
+        assert row.choices[row.target] == item.choices[item.target]
+        if row.status == "scored": assert row.value == (row.answer == row.target)
 
 
 # ---------------------------------------------------------------- names and manifests

@@ -264,7 +264,7 @@ def _settle(benchmark, table, kind, source, where, known, settings):
         raise IntegrityError(
             f"{where} does not hold the items known as {benchmark.id}: expected item-set hash "
             f"{' or '.join(pinned)}, found {found} ({', '.join(f'{n} {s}' for s, n in splits.items())}). Fetch it "
-            "again, or pass it as data_file (--data FILE) to use it as it is, marked custom-data.")
+            "again, or give it as data_file to evaluate (qwen-eval score: --data), to be used as it is and marked.")
     return ItemSet(benchmark_id=benchmark.id, items=items, pool=pool, source=source, item_set_hash=found,
                    verified=verified, marks=marks)
 
@@ -365,4 +365,5 @@ def load(
         except ConfigError as e: why.append(f"{kind}: {e}")
     if allow_specimens and source is None: return _specimen(benchmark, known, settings)
     raise ConfigError(f"No source has the items of {benchmark.id}. {' | '.join(why)} | What to do: name a folder that "
-                      f"holds {benchmark.id}.jsonl.gz in QWEN_EVAL_DATA, or pass a file as data_file (--data FILE).")
+                      f"holds {benchmark.id}.jsonl.gz in QWEN_EVAL_DATA (rows in the schema of the hub), or allow the "
+                      "few hand-written specimens (--allow-specimens).")
