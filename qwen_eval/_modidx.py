@@ -75,7 +75,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'qwen_eval/datasets/base.py'),
                                          'qwen_eval.datasets.base._ours': ('datasets.base.html#_ours', 'qwen_eval/datasets/base.py'),
                                          'qwen_eval.datasets.base._settle': ('datasets.base.html#_settle', 'qwen_eval/datasets/base.py'),
-                                         'qwen_eval.datasets.base._sha': ('datasets.base.html#_sha', 'qwen_eval/datasets/base.py'),
                                          'qwen_eval.datasets.base._sort_out': ( 'datasets.base.html#_sort_out',
                                                                                 'qwen_eval/datasets/base.py'),
                                          'qwen_eval.datasets.base._specimen': ( 'datasets.base.html#_specimen',

