@@ -176,17 +176,18 @@ def run_study(
     p = plan(name, runs)
     folder, failures = Path(reports or settings().reports / p.study.id), []
     todo = [g for group in p.groups() if (g := tuple(r for r in group if r.state() != "complete"))]
-    _announce(p, sum(map(len, todo)), stream)
     if notebooks: writable(folder, "Reports")
     if todo:
         writable(settings().cache / "logs", "Logs of engines")
         needed = contexts(p)
         for r in (r for g in todo for r in g): check_free(r.path)
+        _announce(p, sum(map(len, todo)), stream)
         counts = [(LineCount(r.path / "completions.jsonl"), r.n_answers) for r in p.runs]
         with Board(sum(n for _, n in counts), lambda: sum(min(c.poll(), n) for c, n in counts), stream) as board:
             for g in todo:
                 pages = folder / "notebooks" if notebooks else None
                 failures += _attempt(g, p.study, needed[g[0].model], pages, parallel, board.say)
+    else: _announce(p, 0, stream)
     if notebooks: return close_study(p, failures, folder)
     return StudyOutcome(p.study, tuple(result_rows(p)), tuple(failures), {"runs": p.runs[0].plan.runs})
 
