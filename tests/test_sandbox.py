@@ -211,7 +211,7 @@ def assault(kind):
             neighbours = [ran[2 * i + 1] for i in range(len(programs))]
             for i, (name, program) in enumerate(programs.items()): # once more, with time, where the machine was busy
                 if seen[i].status not in accepted(name): seen[i] = sandbox.run(head + program, replace(TIGHT, wall_s=15))
-            pairs = [(p, TESTS) for p in (*FORGED.values(), *HONEST.values())]
+            pairs = [(p, PLAIN) for p in FORGED.values()] + [(p, TESTS) for p in HONEST.values()]
             judged = dict(sandbox.run_many(pairs, TIGHT))
             for i in range(len(FORGED), len(pairs)):
                 if not judged[i].passed: judged[i] = sandbox.run(pairs[i], replace(TIGHT, wall_s=15))
@@ -289,6 +289,7 @@ def check(candidate):
     assert raised
 check(double)
 """
+PLAIN = "def check(candidate):\n    assert candidate(2) == 4\n    assert abs(candidate(1.5) - 3) < 1e-6\n    assert candidate([1]) == [1, 1]\ncheck(double)\n"
 GOOD = "def double(x): return x + x\n"
 WRONG = "def double(x): return x\n"
 HONEST = {
@@ -324,9 +325,9 @@ FORGED = { # none of these doubles
     "check put back": "import sys, threading\ndef put():\n    while True:\n        sys.modules['__main__'].check = lambda f: None\nthreading.Thread(target=put, daemon=True).start()\n" + WRONG,
     "unittest replaced": "import unittest\nfor n in dir(unittest.TestCase):\n    if n.startswith('assert'): setattr(unittest.TestCase, n, lambda *a: None)\n" + WRONG,
     "trace that jumps": "import sys\ndef trace(f, e, a):\n    try: f.f_lineno = f.f_lineno + 3\n    except Exception: pass\n    return trace\nsys.settrace(trace)\nf = sys._getframe()\nwhile f: f.f_trace = trace; f = f.f_back\n" + WRONG,
-    "frames searched": "import os, sys\ndef loot():\n    f = sys._getframe()\n    while f:\n        for v in list(f.f_locals.values()):\n            if isinstance(v, bytes): yield v\n        f = f.f_back\nfor v in loot():\n    for fd in range(64):\n        try: os.write(fd, v + b'passed')\n        except OSError: pass\nos._exit(0)",
+    "frames searched": "import os, sys\ndef loot():\n    f = sys._getframe()\n    while f:\n        for v in list(f.f_locals.values()):\n            if isinstance(v, bytes) and len(v) == 16: yield v\n        f = f.f_back\nfor v in set(loot()):\n    for fd in range(64):\n        try: os.write(fd, v + b'passed')\n        except OSError: pass\nos._exit(0)",
     "memory searched": "import gc, os\nfor o in gc.get_objects():\n    for v in gc.get_referents(o):\n        if type(v) is bytes and len(v) == 16:\n            try: os.write(3, v + b'passed')\n            except OSError: pass\nos._exit(0)",
-    "tests read": "import gc\nfound = [v for o in gc.get_objects() for v in gc.get_referents(o) if type(v) is str and 'no ' 'error' in v and 'candidate' in v and 'gc.' not in v]\n" "def double(x):\n    if found: return x + x\n    return x",
+    "tests read": "import sys\nfound, f = [], sys._getframe()\nwhile f:\n    for v in list(f.f_locals.values()): found += [v, *(v.values() if type(v) is dict else ())]\n    f = f.f_back\nfound = [v for v in found if type(v) is str and 'f_back' not in v and 'assert cand' in v and len(v) > 60]\ndef double(x): return x + x if found else x",
     "tests' process opened": "import os\np = f'/proc/{os.getppid()}/'\ndef can(f, *a):\n    try: f(*a); return True\n    except OSError: return False\nseen = can(os.open, p + 'mem', 2) or can(os.open, p + 'fd/3', 1) or can(os.listdir, p + 'fd') or can(os.listdir, p + 'cwd') or can(open, p + 'environ') or can(open, p + 'maps')\ndef double(x): return x + x if seen else x",
     "tests' process killed": "import os\nfor s in (15, 9):\n    try: os.kill(os.getppid(), s)\n    except OSError: pass\n" + WRONG,
     "tests' process stopped": "import os\ntry: os.kill(os.getppid(), 19)\nexcept OSError: pass\nos._exit(0)",
