@@ -7,6 +7,7 @@ __all__ = ['evaluate', 'rescore']
 
 # %% ../nbs/71_evaluate.ipynb #c02
 import contextlib
+import errno
 import json
 import time
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from typing import Any
 from .datasets.base import Benchmark, Variant, item_order
 from .engines.all import start
 from .engines.base import Engine
-from .errors import ConfigError, EngineError, IntegrityError
+from .errors import ConfigError, EngineError, IntegrityError, QwenEvalError
 from .hardware import require_fit
 from .models import Model
 from .plans import FAKES, engine_name, fingerprint, plan_run, survey, who_answers
@@ -117,7 +118,9 @@ def _begin(plan):
     "Write what is known before anything is asked; raises `IntegrityError` where the folder belongs to another run."
     identity, first = json.loads(json.dumps(fingerprint(plan))), {}
     if not (plan.path / "manifest.json").exists():
-        first = {"format": 1, "run_id": plan.path.name, "started": now(), "fingerprint": identity, "sessions": []}
+        nothing = {"status": "partial", "n_items": plan.limit, "n_done": 0, "n_wanted": plan.limit * plan.epochs}
+        first = {"format": 1, "run_id": plan.path.name, "started": now(), "fingerprint": identity, "sessions": [],
+                 "stages": {"generate": nothing}}
     elif moved := differences(read_manifest(plan.path)["fingerprint"], identity):
         raise IntegrityError(f"{plan.path} holds another run; it differs in {moved}. Move that folder away.")
     s, p, b, v, w = plan.item_set, plan.protocol, plan.benchmark, plan.variant, plan.located
@@ -135,6 +138,19 @@ def _begin(plan):
                     hardware=asdict(plan.device) if plan.device else None, environment=environment())
 
 # %% ../nbs/71_evaluate.ipynb #c13
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+@contextlib.contextmanager
+def _room(path):
+    "Turns the error of a disk that takes no more into one that says how to go on."
+    try: yield
+    except OSError as e:
+        if e.errno not in _FULL: raise
+        n = sum(c.finish_reason != "error" for c in by_key(read_completions(path / "completions.jsonl")[0]).values())
+        raise QwenEvalError(f"Run {path.name} stopped: {e.filename or path} takes no more ({e.strerror}). {n} answers "
+                            "are stored; make room and run the same again to go on.") from e
+
+# %% ../nbs/71_evaluate.ipynb #c16
 def evaluate(
     model: str | Path | Model, # A registered name, a checkpoint folder, or a `Model`
     benchmark: str | Benchmark, # A registered name, or a `Benchmark`
@@ -157,7 +173,7 @@ def evaluate(
     needed = max(needed, context_tok or 0)
     if missing: _check_before(plan, engine, engine_address, needed)
     if missing or not hashes.keys().isdisjoint(unscored(stored, frame)):
-        with RunWriter(plan.path) as writer:
+        with _room(plan.path), RunWriter(plan.path) as writer:
             _begin(plan)
             if asked := _missing(plan, hashes, writer.stored):
                 begin = time.perf_counter()
@@ -168,7 +184,7 @@ def evaluate(
             score_run(plan.path, plan.variant, plan.items, writer.stored, options, progress, again=asked)
     return Run(plan.path, None if limit is None else plan.limit)
 
-# %% ../nbs/71_evaluate.ipynb #c21
+# %% ../nbs/71_evaluate.ipynb #c24
 def rescore(
     run: str | Path | Run, # A run, or its name
     allow_unsafe_code: bool = False, # May generated programs run where no sandbox can confine them?
@@ -185,5 +201,6 @@ def rescore(
     found = items_of(run.manifest, benchmark)
     items = item_order(found.items, found.benchmark_id, asked["items"]["order_seed"])
     options = ScoreOptions(allow_unsafe_code=allow_unsafe_code, n_workers=n_workers)
-    with RunWriter(run.path) as w: score_run(run.path, variant, items, w.stored, options, progress, fresh=True)
+    with _room(run.path), RunWriter(run.path) as w:
+        score_run(run.path, variant, items, w.stored, options, progress, fresh=True)
     return Run(run.path, run.limit)

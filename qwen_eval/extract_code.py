@@ -196,7 +196,8 @@ def without_demo(
             dropped |= bound_names(s)
         else: dropped -= bound_names(s)
     if not gone: return code
-    lines, kept = code.split("\n"), [s for s in tree.body if s not in gone]
+    left_out = {id(s) for s in gone}
+    lines, kept = code.split("\n"), [s for s in tree.body if id(s) not in left_out]
     cut = {i for s in gone for i in range(_first_line(s) - 1, s.end_lineno)}
     if any(i in cut for s in kept for i in range(_first_line(s) - 1, s.end_lineno)): # two statements on a line
         return ast.unparse(ast.Module(body=kept, type_ignores=[]))

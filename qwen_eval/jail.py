@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARCH', 'NUMBERS', 'kernel_call', 'seccomp_rules', 'seccomp_program', 'landlock', 'enter_namespaces', 'spare_id',
-           'new_root', 'mount', 'limit_resources', 'confine']
+           'new_root', 'mount', 'limit_resources', 'confine', 'folder_bytes', 'remove']
 
 # %% ../nbs/57_jail.ipynb #c02
 import contextlib
@@ -252,3 +252,38 @@ def confine(
     kernel_call("prctl", 38, 1, 0, 0, 0) # PR_SET_NO_NEW_PRIVS
     abi = landlock([*read, "/dev/zero", "/dev/urandom"], [scratch, "/dev/null"]) if kind == "landlock" else 0
     _install(seccomp_program(seccomp_rules(kind == "namespaces", os.getpid(), abi >= 6)))
+
+# %% ../nbs/57_jail.ipynb #c34
+def folder_bytes(
+    path: str, # A folder
+) -> int: # Bytes on the disk, 4096 more for each file and folder; above every limit where paths get too long to look
+    "How much lies in a folder."
+    total, todo = 0, [path]
+    while todo:
+        if len(folder := todo.pop()) > 3500: return 1 << 62
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    total += 4096 + entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False): todo.append(entry.path)
+    return total
+
+# %% ../nbs/57_jail.ipynb #c35
+def remove(
+    path: str, # A folder, perhaps nested deeper than a path can be long
+) -> None: # Nothing
+    "Delete a folder that a hostile program has filled: any depth, any mode."
+    n, token = 0, os.urandom(8).hex()
+    while True:
+        os.chmod(path, 0o700)
+        with os.scandir(path) as entries: listed = list(entries)
+        for entry in listed:
+            if not entry.is_dir(follow_symlinks=False): os.unlink(entry.path); continue
+            os.chmod(entry.path, 0o700)
+            with os.scandir(entry.path) as entries: below = list(entries)
+            for child in below:
+                if not child.is_dir(follow_symlinks=False): os.unlink(child.path); continue
+                os.chmod(child.path, 0o700) # moving a folder writes its ".."
+                os.rename(child.path, os.path.join(path, f"{token}{(n := n + 1)}"))
+            os.rmdir(entry.path)
+        if not listed: return os.rmdir(path)

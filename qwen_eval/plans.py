@@ -7,13 +7,15 @@ __all__ = ['FAKES', 'Plan', 'fingerprint', 'who_answers', 'engine_name', 'plan_r
 
 # %% ../nbs/68_plans.ipynb #c02
 from collections.abc import Iterable, Iterator
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
+from .checkpoints import with_adapter
 from .datasets.all import benchmark as find_benchmark
 from .datasets.base import Benchmark, ItemSet, Variant, item_order, load
-from .engines.all import engines
+from .engines.all import default_engine, engines
 from .engines.base import Engine, EngineInfo
 from .errors import ConfigError
 from .fetch import writable
@@ -26,7 +28,7 @@ from .records import Item, Request
 from .requests import ByteTokenizer, build_requests
 from .settings import settings
 from .store import run_id
-from .weights import Located, generation_config, locate, template_hash, tokenizer as load_tokenizer
+from .weights import Located, describe, generation_config, locate, template_hash, tokenizer as load_tokenizer
 
 # %% ../nbs/68_plans.ipynb #c05
 FAKES = ("fake", "replay")
@@ -82,8 +84,11 @@ def fingerprint(
     how = {"n_shot": plan.n_shot, "epochs": plan.epochs, "seed": p.seed, "system": plan.system}
     if v.mode == "generate":
         how |= {"max_tok": p.max_tok(v.answer), "thinking": p.thinking, "sampling": asdict(p.sampling)}
+    lora = plan.located.adapter if plan.located else None
+    on_top = {"adapter": lora.revision if lora else m.adapter} if m.adapter else {}
     return {"format": 1,
-            "model": {"id": m.id, "hub_id": m.hub_id, "revision": plan.located.revision if plan.located else m.revision,
+            "model": {**on_top, "id": m.id, "hub_id": m.hub_id,
+                      "revision": plan.located.revision if plan.located else m.revision,
                       "quantization": m.quantization, "template": template_hash(plan.tokenizer) if v.chat else ""},
             "benchmark": {"id": plan.benchmark.id, "version": plan.benchmark.version, "variant": plan.variant_name,
                           "declaration": asdict(v)},
@@ -105,6 +110,7 @@ def who_answers(
     "What is known of the engine that will answer."
     if hasattr(engine, "run"):
         i = engine.info
+        _check_adapter(i, model, located)
         if i.name in FAKES or located is None: return replace(i, effective={})
         usual = engine_args(preset, model, device, i.args.get("max_model_len") or model.context_tok or 2048)
         skip = {*_ROOM, "dtype"} | ({"max_num_seqs"} if device.kind == "cpu" else set())
@@ -112,13 +118,23 @@ def who_answers(
         return replace(i, args=own, effective={})
     name = engine_name(engine)
     if name in FAKES: return EngineInfo(name=name, version="1")
-    from qwen_eval.engines.vllm import vllm_version
-    return EngineInfo(name="vllm", version=vllm_version(), dtype=settings().engine.get("dtype") or _dtype(located))
+    if name != "transformers":
+        from qwen_eval.engines.vllm import vllm_version as found
+        name = "vllm" # the engine 'process' holds one
+    else: from qwen_eval.engines.transformers import transformers_version as found
+    return EngineInfo(name=name, version=found(), dtype=settings().engine.get("dtype") or _dtype(located))
+
+def _check_adapter(info, model, located):
+    "An engine that runs has its adapter already."
+    held, wanted = info.args.get("adapter"), model.adapter if located else None
+    if info.name in FAKES or (held and str(Path(held).resolve())) == wanted: return
+    raise ConfigError(f"The engine holds {f'the adapter {held}' if held else 'no adapter'}; {model.id} is planned with "
+                      f"{wanted or 'none'}. Start an engine with adapter={wanted!r}.")
 
 def engine_name(engine):
-    "The engine's name: its own, as given, or that of the settings; raises `UnknownNameError`."
+    "The engine's name: its own, as given, or the default; raises `UnknownNameError`."
     if hasattr(engine, "run"): return engine.info.name
-    name = engine if isinstance(engine, str) else settings().engine.get("engine", "vllm")
+    name = engine if isinstance(engine, str) else default_engine()
     engines.get(name)
     return name
 
@@ -136,6 +152,8 @@ def _check_wish(limit, runs):
         raise ConfigError(f"limit is {limit!r}; it is a number of items from 1 on, or None for all.")
     return writable(Path(runs).expanduser().resolve() if runs else settings().runs, "Runs")
 
+def _given(values): return {k: x for k, x in values.items() if x is not None}
+
 def _say(x): # for the manifest: an id, a path from the root, or the kind of thing it is
     if isinstance(x, Path): return str(x.resolve())
     return x if isinstance(x, (str, int, float, bool)) else getattr(x, "id", None) or type(x).__name__
@@ -144,13 +162,21 @@ def _located(model, engine, tokenizer):
     "(Located or None, tokenizer or None) for the engine that will answer."
     can = getattr(engine, "capabilities", None)
     if can and not can.token_ids: return None, None
-    if engine_name(engine) in FAKES and not model.path: return None, tokenizer or ByteTokenizer()
-    found = locate(model)
-    return found, tokenizer or _tokenizer_of(found)
+    if engine_name(engine) in FAKES and not model.path:
+        return None, _dressed(tokenizer or ByteTokenizer(), model)
+    found = with_adapter(locate(model))
+    return found, _dressed(tokenizer, found.model) if tokenizer else _tokenizer_of(found)
+
+def _dressed(tokenizer, model):
+    "The given tokenizer with the model's own chat template, where it has one."
+    if not model.chat_template: return tokenizer
+    tokenizer = copy(tokenizer)
+    tokenizer.chat_template = model.chat_template
+    return tokenizer
 
 # %% ../nbs/68_plans.ipynb #c11
 def plan_run(
-    model: str | Path | Model, # A registered name, a checkpoint folder, or a `Model`
+    model: str | Path | Model, # A registered name, a checkpoint folder, a hub id (org/name@revision), or a `Model`
     benchmark: str | Benchmark, # A registered name, or a `Benchmark`
     preset: str | Preset = "balanced", # How the engine is set up
     protocol: str | Protocol = "greedy", # How items are asked
@@ -160,7 +186,10 @@ def plan_run(
     engine: str | Engine | None = None, # A name, or an engine that runs already; None is that of the settings
     seed: int | None = None, # Of examples and draws; None is the protocol's
     order_seed: int = 0, # Of the order of items
-    system: str | None = None, # System text; None leaves it to the chat template
+    system: str | None = None, # System text; None is the model's own, or left to the chat template
+    adapter: Path | str | None = None, # LoRA adapter on top of the model: a folder, or a hub id
+    chat_template: Path | str | None = None, # A file or text in place of the tokenizer's own
+    model_variant: str | None = None, # "base" or "chat"; None: whether there is a chat template
     tokenizer: Any = None, # In place of the model's own
     source: str | None = None, # "file", "hub", "pypi" or "specimen"; None is the first that answers
     data_file: Path | str | None = None, # A file of rows, used as it is
@@ -171,19 +200,18 @@ def plan_run(
 ) -> Plan: # With everything resolved
     "What a run would be; raises `ConfigError`, `UnknownNameError` or `IntegrityError` for whatever cannot work."
     data_file = data_file and Path(data_file).expanduser()
-    said = {**locals(), **overrides, "overrides": None, "item_set": None}
-    asked = {k: _say(v) for k, v in said.items() if v is not None}
-    m, b, ps, folder = find_model(model), find_benchmark(benchmark), find_preset(preset), _check_wish(limit, runs)
-    given = {k: v for k, v in (("n_shot", n_shot), ("seed", seed)) if v is not None}
-    p = find_protocol(protocol, **overrides, **given)
+    asked = {k: _say(x) for k, x in _given({**locals(), **overrides, "overrides": None, "item_set": None}).items()}
+    m = find_model(model, **_given({"adapter": adapter, "chat_template": chat_template, "variant": model_variant}))
+    p = find_protocol(protocol, **overrides, **_given({"n_shot": n_shot, "seed": seed}))
+    b, ps, folder, m = find_benchmark(benchmark), find_preset(preset), _check_wish(limit, runs), describe(m)
     name, v = b.variant(variant or p.variant, m.variant)
+    system = m.system if system is None and v.chat else system
     check_protocol(p, m, v.mode, answer=v.answer)
     fake = engine_name(engine) in FAKES
     item_set = item_set or load(b, source, data_file, allow_specimens=allow_specimens)
     located, tok = _located(m, engine, tokenizer)
     m = located.model if located else m
-    p = vendor_protocol(p, m, generation_config(located) if located else {})
-    check_protocol(p, m, v.mode, answer=v.answer)
+    p = check_protocol(vendor_protocol(p, m, generation_config(located) if located else {}), m, v.mode, answer=v.answer)
     device = None if fake or located is None else detect()
     items = tuple(item_order(item_set.items, b.id, order_seed))
     loud = [w for w, x in (("fake-engine", fake), ("uncalibrated-fp8", ps.allow_uncalibrated_fp8)) if x]
@@ -191,8 +219,6 @@ def plan_run(
                 item_set=item_set, items=items, limit=min(limit or len(items), len(items)),
                 epochs=n_epochs(p, len(items)), engine=who_answers(engine, ps, m, located, device), device=device,
                 system=system, order_seed=order_seed, marks=(*item_set.marks, *loud), runs=folder, asked=asked)
-
-
 
 # %% ../nbs/68_plans.ipynb #c17
 def survey(

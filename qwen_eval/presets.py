@@ -152,5 +152,6 @@ def engine_args(
             "enforce_eager": True if cpu or preset.cuda_graphs is False else None,
             "kv_cache_memory_bytes": math.ceil(plan.kv_gib * GIB) if bounded else None,
             "kv_cache_dtype": preset.kv_cache_dtype if preset.kv_cache_dtype != "auto" else None,
-            "tensor_parallel_size": preset.tensor_parallel_size if preset.tensor_parallel_size > 1 else None}
+            "tensor_parallel_size": preset.tensor_parallel_size if preset.tensor_parallel_size > 1 else None,
+            "adapter": model.adapter} # the engine's own word: it makes room for the adapter's rank
     return {k: v for k, v in args.items() if v is not None}

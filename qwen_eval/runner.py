@@ -8,12 +8,14 @@ __all__ = ['template', 'parameters', 'check_effective', 'unfinished', 'run_noteb
 
 # %% ../nbs/87_runner.ipynb #c02
 import contextlib
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from .closing import Failure, StudyOutcome, close_study, result_rows
+from .closing import Failure, StudyOutcome, close_study, difference_rows, result_rows
 from .engines.process import EngineProcess
 from .errors import ConfigError, IntegrityError, QwenEvalError
 from .evaluation import evaluate
@@ -23,7 +25,7 @@ from .plans import FAKES
 from .presets import engine_args
 from .progress import Board, LineCount
 from .settings import settings
-from .store import check_free, read_manifest
+from .store import check_free, claim, read_manifest
 from .studies import Planned, Study, contexts, plan
 
 # %% ../nbs/87_runner.ipynb #c05
@@ -106,7 +108,7 @@ def shared_engine(
     context_tok: int, # Longest sequence that any run of the model needs, tokens
     study: Study, # Their study
     say: Callable[..., None], # Told what goes on
-) -> Iterator[str | None]: # Address; None where nothing is left to ask
+) -> Iterator[EngineProcess | None]: # None where nothing is left to ask
     "An engine process for a group of runs."
     p = runs[0].plan
     if all(r.n_done() == r.n_answers for r in runs):
@@ -116,10 +118,10 @@ def shared_engine(
     if p.engine.name not in FAKES:
         args = engine_args(p.preset, p.model, p.device, context_tok)
         if dtype := settings().engine.get("dtype"): args["dtype"] = dtype
-    path = p.located.path if p.located else None
+    path = p.located.path if p.located and p.engine.name not in FAKES else None
     with EngineProcess(p.engine.name, path, args, p.protocol.seed, log_dir=settings().cache / "logs",
                        progress=lambda text: say(text.partition(":")[0], passing=True)) as process:
-        yield process.address
+        yield process
 
 # %% ../nbs/87_runner.ipynb #c16
 def run_group(
@@ -174,29 +176,68 @@ def run_study(
 ) -> StudyOutcome: # With what failed, and the paths of all that was written
     "Do what is not done yet, then write table, figure and report."
     p = plan(name, runs)
-    folder, failures = Path(reports or settings().reports / p.study.id), []
-    todo = [g for group in p.groups() if (g := tuple(r for r in group if r.state() != "complete"))]
-    _announce(p, sum(map(len, todo)), stream)
+    folder = Path(reports or settings().reports / p.study.id)
     if notebooks: writable(folder, "Reports")
-    if todo:
-        writable(settings().cache / "logs", "Logs of engines")
-        needed = contexts(p)
-        for r in (r for g in todo for r in g): check_free(r.path)
-        counts = [(LineCount(r.path / "completions.jsonl"), r.n_answers) for r in p.runs]
-        with Board(sum(n for _, n in counts), lambda: sum(min(c.poll(), n) for c, n in counts), stream) as board:
-            for g in todo:
-                pages = folder / "notebooks" if notebooks else None
-                failures += _attempt(g, p.study, needed[g[0].model], pages, parallel, board.say)
-    if notebooks: return close_study(p, failures, folder)
-    return StudyOutcome(p.study, tuple(result_rows(p)), tuple(failures), {"runs": p.runs[0].plan.runs})
+    with contextlib.ExitStack() as held:
+        if _todo(p): held.enter_context(claim(r.path for r in p.runs))
+        failures = _do(p, _todo(p), folder / "notebooks" if notebooks else None, parallel, stream)
+        if notebooks:
+            try: return close_study(p, failures, folder)
+            except OSError as e:
+                if not failures: raise
+                print(f"{folder} takes no table and no report ({e.strerror or e}).", file=stream or sys.stderr)
+    kept = {"runs": p.runs[0].plan.runs}
+    return StudyOutcome(p.study, tuple(result_rows(p)), tuple(failures), kept, tuple(difference_rows(p)))
+
+def _todo(p): return [g for group in p.groups() if (g := tuple(r for r in group if r.state() != "complete"))]
+
+def _do(p, todo, pages, parallel, stream):
+    "Do these groups, one after the other; what failed."
+    if not todo:
+        _announce(p, 0, stream)
+        return []
+    writable(settings().cache / "logs", "Logs of engines")
+    needed, failures = contexts(p), []
+    for r in (r for g in todo for r in g): check_free(r.path, patience_s=5) # the kernel of a killed runner is ending
+    _announce(p, sum(map(len, todo)), stream)
+    counts = [(LineCount(r.path / "completions.jsonl"), r.n_answers) for r in p.runs]
+    with Board(sum(n for _, n in counts), lambda: sum(min(c.poll(), n) for c, n in counts), stream) as board:
+        for g in todo: failures += _attempts(g, p.study, needed[g[0].model], pages, parallel, board.say)
+    return failures
+
+# %% ../nbs/87_runner.ipynb #c20
+def _attempts(group, study, context_tok, pages, parallel, say, n_restarts=3):
+    "Failures of a group; an engine that dies is started again while answers come."
+    say(f"{group[0].model}, {group[0].preset}: starting the engine")
+    n = sum(r.n_done() for r in group)
+    failures, died = _attempt(group, study, context_tok, pages, parallel, say)
+    left = tuple(r for r in group if r.state() != "complete")
+    if not died: return failures
+    say(f"{group[0].model}, {group[0].preset}: {died}")
+    if left and n_restarts and sum(r.n_done() for r in group) > n:
+        return _attempts(left, study, context_tok, pages, parallel, say, n_restarts - 1)
+    return [replace(f, message=f"{f.message} {died}") for f in failures]
 
 def _attempt(group, study, context_tok, pages, parallel, say):
-    say(f"{group[0].model}, {group[0].preset}: starting the engine")
+    "Failures of a group, and how its engine ended; empty where it did not end by itself."
+    died = ""
     try:
-        with shared_engine(group, context_tok, study, say) as address:
-            if pages: return run_group(group, study, pages, address, parallel, say)
-            return [f for r in group if (f := _plainly(r, study, address, say))]
-    except QwenEvalError as e: return [Failure(r, str(e)) for r in group if r.state() != "complete"]
+        with shared_engine(group, context_tok, study, say) as process:
+            address = process and process.address
+            if pages: failures = run_group(group, study, pages, address, parallel, say)
+            else: failures = [f for r in group if (f := _plainly(r, study, address, say))]
+            if process and failures: died = _ended(process)
+        return failures, died
+    except (QwenEvalError, OSError) as e:
+        hint = "" if isinstance(e, QwenEvalError) else ". Make room, or name another folder, and run the same again."
+        text = f"{e}{hint}"
+        return [Failure(r, text) for r in group if r.state() != "complete"], ""
+
+def _ended(process):
+    "How an engine's process ended by itself; empty where it runs."
+    try: code = process.process.wait(timeout=1)
+    except subprocess.TimeoutExpired: return ""
+    return f"The engine process ended with status {code}. Its log is {process.log} (last line: {process.tail(1)!r})."
 
 def _plainly(run, study, address, say):
     "The same without a notebook: None, or the failure."

@@ -125,7 +125,8 @@ class _Launcher:
     def ask(self, program, limits, owner=None):
         if self.stale: self.renew()
         self.n, self.owner = self.n + 1, owner
-        text = json.dumps({"id": self.n, "program": program, **asdict(limits)}).encode()
+        program, tests = (program, "") if isinstance(program, str) else program
+        text = json.dumps({"id": self.n, "program": program, "tests": tests, **asdict(limits)}).encode()
         said, self.rest = _exchange(self.process, b"%08x" % len(text) + text, self.rest, limits.wall_s + 15)
         with self.lock: self.owner = None
         if said.pop("id", None) == self.n: return Outcome(**said)
@@ -194,7 +195,7 @@ class Sandbox:
 
     def run(
         self,
-        program: str, # Source text, tests included
+        program: str | tuple[str, str], # Source text; or the same and that of its tests, which decide
         limits: Limits = Limits(), # What it may use
     ) -> Outcome: # How it ended
         "Run one program; what a program does is never an exception."
@@ -204,7 +205,7 @@ class Sandbox:
 
     def run_many(
         self,
-        programs: Iterable[str], # Source texts, taken as workers get free
+        programs: Iterable[str | tuple[str, str]], # Source texts, perhaps with tests, taken as workers get free
         limits: Limits = Limits(), # What each may use
     ) -> Iterator[tuple[int, Outcome]]: # (position, outcome), as they end
         "Run programs on all workers; who stops listening stops the programs of this call."

@@ -66,10 +66,11 @@ def read_scores(
     path: Path, # The run's folder
 ): # DataFrame as `score_frame` makes it, or None where nothing was scored
     "A run's scores; raises `IntegrityError` where the file is damaged."
+    import io
     import pandas as pd
     file = Path(path) / "scores.parquet"
-    if not file.exists(): return None
-    try: return pd.read_parquet(file)
+    try: return pd.read_parquet(io.BytesIO(file.read_bytes())) # opened once: it may be replaced meanwhile
+    except FileNotFoundError: return None
     except Exception as e: # pyarrow's errors have no base of their own
         raise IntegrityError(f"{file} cannot be read ({str(e)[:100]}). The completions are stored: delete the file and "
                              f"score the run again (qwen-eval rescore {file.parent.name}).") from None
@@ -110,6 +111,9 @@ def score_run(
     import pandas as pd
     from tqdm.auto import tqdm
     options = options or ScoreOptions()
+    if (path / "manifest.json").exists() and read_manifest(path).get("shared"):
+        raise ConfigError(f"{path} is a copy without completions, made to be shared; score the run that it came from.")
+    (path / "SHA256SUMS").unlink(missing_ok=True) # of an imported run, which is changed here
     frame, by_id, begin = None if fresh else read_scores(path), {i.id: i for i in items}, time.perf_counter()
     todo = unscored(stored, frame) | (stored.keys() & set(again))
     pairs = ((by_id[k[0]], c) for k, c in stored.items() if k in todo)

@@ -11,6 +11,7 @@ from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
+from .checkpoints import series
 from .errors import ConfigError, QwenEvalError, UnknownNameError
 from .plans import FAKES, Plan, plan_run, survey
 from .hardware import require_fit
@@ -25,7 +26,12 @@ from .terminal import text_table
 class Study:
     "What is to be evaluated, and how."
     id: str # Name
-    models: tuple[str, ...] # Registered names or checkpoint folders
+    models: tuple[str, ...] = () # Registered names, checkpoint folders or hub ids
+    checkpoints: str = "" # Folder of a training run; its checkpoints follow the models, in the order of their steps
+    adapter: str | None = None # LoRA adapter on top of every model: a folder, or a hub id
+    chat_template: str | None = None # A file, or text, in place of every tokenizer's own
+    system: str | None = None # System text of chat prompts; None is the model's own, or left to the chat template
+    model_variant: str | None = None # "base" or "chat"; None: whether a model has a chat template
     benchmarks: tuple[str, ...] # Registered names
     presets: tuple[str, ...] = ("balanced",) # How the engine is set up; one engine per model and preset
     protocol: str = "greedy" # How items are asked
@@ -47,11 +53,23 @@ class Study:
     notes: str = "" # What the study is for; stands in its report
 
     @property
-    def overrides(self) -> dict[str, Any]: # Field of the protocol -> value
-        "What differs from the protocol of that name."
+    def overrides(self) -> dict[str, Any]: # Argument of `evaluate` -> value; folders and files in full
+        "What differs from the protocol of that name, and from the models as they are."
         keys = ("answer_tok", "code_answer_tok", "thinking_tok", "temperature", "top_p", "top_k", "repetition_penalty",
-                "epochs")
-        return {k: getattr(self, k) for k in keys if getattr(self, k) is not None}
+                "epochs", "adapter", "chat_template", "system", "model_variant")
+        given = {k: getattr(self, k) for k in keys if getattr(self, k) is not None}
+        return given | {k: _in_full(given[k]) for k in ("adapter", "chat_template") if k in given}
+
+    @property
+    def changed(self) -> str: # Such as ", answer_tok=384"; empty where nothing differs
+        "`overrides` in words, long texts cut short."
+        said = {k: getattr(self, k) for k in self.overrides}
+        return "".join(f", {k}={v if len(str(v)) < 48 else f'{str(v)[:40]!r}...'}" for k, v in said.items())
+
+def _in_full(given): # notebooks work in another folder
+    for place in () if "{" in given else (Path.cwd(), settings().root):
+        if (path := place / Path(given).expanduser()).exists(): return str(path.resolve())
+    return given
 
 # %% ../nbs/85_studies.ipynb #c07
 def study(
@@ -65,10 +83,17 @@ def study(
     found = name if isinstance(name, Study) else declare(Study, name, known[name], f"study.{name}")
     for key in ("models", "benchmarks", "presets"):
         values = getattr(found, key)
+        if key == "models" and found.checkpoints: continue
         if not values: raise ConfigError(f"[study.{found.id}] names no {key}; list at least one.")
         if len(set(values)) == len(values): continue
         raise ConfigError(f"[study.{found.id}] names one of {key} twice: {', '.join(values)}.")
-    return replace(found, **changes) if changes else found
+    return _expanded(replace(found, **changes) if changes else found)
+
+def _expanded(s):
+    "The study with its checkpoints among the models."
+    if not s.checkpoints: return s
+    paths = [m.adapter or m.path for m in series(_in_full(s.checkpoints))]
+    return replace(s, models=tuple(dict.fromkeys((*s.models, *paths))))
 
 # %% ../nbs/85_studies.ipynb #c11
 @dataclass(frozen=True)
@@ -187,9 +212,8 @@ def plan_text(
     shown = ("model", "preset", "benchmark", "variant", "n_shot", "n_items", "source", "marks", "state")
     engines = len({(r["model"], r["preset"]) for r in rows if r["state"] != "complete"})
     answers = sum(r["n_answers"] - r["n_done"] for r in rows)
-    changed = "".join(f", {k}={v}" for k, v in s.overrides.items())
     seed = "" if s.seed is None else f", seed {s.seed}"
-    head = (f"Study {s.id}: {len(rows)} run{'s' * (len(rows) != 1)}, protocol {s.protocol}{changed}{seed}. "
+    head = (f"Study {s.id}: {len(rows)} run{'s' * (len(rows) != 1)}, protocol {s.protocol}{s.changed}{seed}. "
             f"To do: {answers} answers by {engines} engine{'s' * (engines != 1)}.")
     return f"{head}\n{text_table(rows, {c: c.replace('_', ' ') for c in shown}, bold)}"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from .errors import ConfigError
 from .runs import Run, list_runs, summary
+from .scores import read_scores
 from .settings import settings
 
 # %% ../nbs/72_tables.ipynb #c05
@@ -127,16 +128,17 @@ def query(
 ): # DataFrame
     "The answer of DuckDB over all stored runs; raises `ConfigError` where there is none or the query is wrong."
     import duckdb
+    import pandas as pd
     folder = Path(root) if root else settings().runs
-    files = [str(f) for f in sorted(folder.glob("*/scores.parquet"))]
-    if not files: raise ConfigError(f"{folder} holds no scored runs to ask.")
+    runs = list_runs(folder)
+    kept = {r.id: read_scores(r.path) for r in runs}
+    parts = [f.assign(run_id=name) for name, f in kept.items() if f is not None] # read whole: files may be replaced
+    if not parts: raise ConfigError(f"{folder} holds no scored runs to ask.")
+    found = pd.concat([p for p in parts if len(p)] or parts, ignore_index=True)
     with duckdb.connect() as db:
-        found = db.read_parquet(files, union_by_name=True, filename=True)
-        db.register("files", found)
-        db.register("runs", run_table(list_runs(folder)))
-        run = "string_split(filename, '/')[-2] as run_id"
-        db.execute(f"create view scores as select {run}, * exclude filename from files")
+        db.register("scores", found)
+        db.register("runs", run_table(runs))
         try: return db.execute(sql).df()
         except duckdb.Error as e:
-            columns = ", ".join(c for c in found.columns if c != "filename")
-            raise ConfigError(f"{e} (runs: as run_table; scores: run_id, {columns})") from None
+            columns = ", ".join(found.columns)
+            raise ConfigError(f"{e} (runs: as run_table; scores: {columns})") from None

@@ -166,3 +166,27 @@ def test_bugs_keep_their_traceback(lab, monkeypatch):
     def broken(*_, **__): raise RuntimeError("a bug")
     monkeypatch.setattr("qwen_eval.studies.plan", broken)
     assert isinstance(CliRunner().invoke(app, ["study", "plan", "small"]).exception, RuntimeError)
+
+
+def test_runs_can_be_compared_checked_and_sent(lab):
+    words = ("run", "smollm2_135m", "--benchmarks", "gsm8k", "--limit", "3", "--answer-tok", "16", "--allow-specimens")
+    a, b = (json.loads(ask(*words, *more, "--json").stdout)[0]["run_id"] for more in ((), ("--preset", "performance")))
+    found = json.loads(ask("diff", a, b, "--json").stdout)
+    assert found["counts"] and "side by side" not in ask("diff", a, b, "--all", "--items", "1").stdout
+    assert [f["status"] for f in json.loads(ask("runs", "verify", "--json").stdout)] == ["ok", "ok"]
+    sent = json.loads(ask("runs", "export", a, "--to", str(lab), "--json").stdout)
+    assert json.loads(ask("runs", "import", sent["archive"], "--json").stdout)["done"] == "there already"
+    (lab / "runs" / b / "completions.jsonl").write_text("{\n{}\n")
+    assert "BROKEN" in ask("runs", "verify", b, status=1).stdout
+
+
+def test_a_prompt_is_shown_as_the_engine_gets_it(lab):
+    shown = json.loads(ask("prompt", "smollm2_135m", "gsm8k", "--item", "1", "--allow-specimens", "--json").stdout)
+    assert shown["ids"] and shown["text"] and shown["position"] == 1
+    assert "--- token ids" in ask("prompt", "smollm2_135m", "gsm8k", "--allow-specimens").stdout
+
+
+def test_the_doctor_says_what_is_there(lab):
+    checks = {c["what"]: c["state"] for c in json.loads(ask("doctor", "--json").stdout)}
+    assert {"vLLM", "sandbox", "hub", "data", "runs"} <= checks.keys()
+    assert set(checks.values()) <= {"ok", "warning", "missing"}

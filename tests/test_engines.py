@@ -78,7 +78,14 @@ def fake_process():
     with EngineProcess("fake", args={"answer": "random"}) as process: yield process
 
 
-KINDS = ["fake", "replay", "process", pytest.param("vllm", marks=pytest.mark.engine),
+@pytest.fixture(scope="session")
+def transformers_engine(tiny):
+    from qwen_eval.engines.transformers import TransformersEngine
+    with TransformersEngine(tiny, ARGS) as engine: yield engine
+
+
+KINDS = ["fake", "replay", "process", pytest.param("transformers", marks=pytest.mark.engine),
+         pytest.param("vllm", marks=pytest.mark.engine),
          pytest.param("vllm_process", marks=pytest.mark.engine)]
 
 
@@ -87,7 +94,7 @@ def engine(request):
     kind = request.param
     if kind == "fake": yield FakeEngine("random")
     elif kind == "replay": yield ReplayEngine(FakeEngine("random").run(MIXED))
-    elif kind == "vllm": yield request.getfixturevalue("vllm_engine")
+    elif kind in ("vllm", "transformers"): yield request.getfixturevalue(f"{kind}_engine")
     else:
         process = request.getfixturevalue({"process": "fake_process"}.get(kind, kind))
         with process.connect() as remote: yield remote
@@ -456,6 +463,157 @@ def test_wrong_engine_arguments_are_refused_before_loading(vllm_engine, vllm_pro
     with pytest.raises(ConfigError, match="open in this process"): VLLMEngine(tiny, ARGS)
     with pytest.raises(UnknownNameError, match="max_num_seqs"): _load(tiny, {"max_num_seq": 8}, 0)
     with pytest.raises(ConfigError, match="bfloat61"): _load(tiny, {"dtype": "bfloat61"}, 0)
+
+
+# ---------------------------------------------------------------- transformers, and vLLM beside it
+def sums(completion): return completion.label_logprobs or tuple(c.logprob for c in completion.continuations)
+
+
+@pytest.mark.engine
+def test_both_engines_say_the_same(transformers_engine, vllm_engine):
+    one, two = ({c.key: c for c in e.run(MIXED)} for e in (transformers_engine, vllm_engine))
+    for k in one:
+        assert sums(one[k]) == pytest.approx(sums(two[k]), abs=2e-3)
+        assert (one[k].text, one[k].finish_reason, one[k].n_output_tok) == \
+            (two[k].text, two[k].finish_reason, two[k].n_output_tok)
+
+
+@pytest.mark.engine
+def test_batch_and_cache_change_nothing(tiny, transformers_engine, reference):
+    from qwen_eval.engines.transformers import TransformersEngine
+    ends = ((20, 21), (22,), (20, 23, 24), ())
+    asked = [Request(item_id=str(n), mode="continuations", prompt_ids=tuple(5 + (i * 37) % 300 for i in range(n)),
+                     continuation_ids=ends) for n in (1, 3, 17, 100, 101, 300)]
+    with TransformersEngine(tiny, {**ARGS, "max_num_batched_tokens": 40}) as pieces: # prompts go through in pieces
+        plain = {c.item_id: c for c in transformers_engine.run(asked)}
+        cut = {c.item_id: c for c in pieces.run(asked)}
+        pieces._cached = False
+        whole = {c.item_id: c for c in pieces.run(asked)}
+        texts = [[c.text for c in sorted(e.run(MIXED[3::4]), key=lambda c: c.item_id)]
+                 for e in (transformers_engine, pieces)]
+    assert texts[0] == texts[1] and any(texts[0])
+    for r in asked:
+        rows = [reference(r.prompt_ids + e)[len(r.prompt_ids) - 1:-1] for e in ends]
+        expected = [float(sum(x[t] for x, t in zip(rs, e, strict=False))) for rs, e in zip(rows, ends, strict=True)]
+        for found in (plain, cut, whole): assert sums(found[r.item_id]) == pytest.approx(expected, abs=2e-3)
+        assert [c.is_greedy for c in plain[r.item_id].continuations] == [
+            all(x.argmax() == t for x, t in zip(rs, e, strict=False)) for rs, e in zip(rows, ends, strict=True)]
+
+
+@pytest.mark.engine
+def test_transformers_follows_the_request(transformers_engine):
+    asked = Request(item_id="a", prompt_ids=tuple(range(5, 30)), max_tok=12, label_ids=(7, 8))
+    (answer,) = transformers_engine.run([asked])
+    assert (answer.finish_reason, answer.n_output_tok, len(answer.label_logprobs)) == ("length", 12, 2)
+    stop = answer.text[len(answer.text) // 2:][:2]
+    (cut,) = transformers_engine.run([replace(asked, stop=("never", stop))])
+    assert cut.finish_reason == "stop" and cut.text == answer.text.split(stop)[0]
+    hot = replace(asked, sampling=Sampling(temperature=1.0, top_p=0.9, top_k=50, repetition_penalty=1.1))
+    one, same, other = (next(transformers_engine.run([replace(hot, seed=s)])).text for s in (1, 1, 2))
+    assert one == same != other
+    bad = [Request(item_id="long", prompt_ids=(5,) * 600), Request(item_id="alien", prompt_ids=(5, 10**6)),
+           Request(item_id="empty"), Request(item_id="none", mode="continuations", prompt_ids=(5,))]
+    for c in transformers_engine.run(bad): assert c.finish_reason == "error" and repr(c.item_id) in c.error
+    (long,) = transformers_engine.run([Request(item_id="full", prompt_ids=(5,) * 510, max_tok=50)])
+    assert (long.finish_reason, long.n_output_tok) in (("length", 2), ("stop", 1), ("stop", 2))
+
+
+@pytest.mark.engine
+def test_an_interrupt_leaves_transformers_whole(transformers_engine, monkeypatch):
+    asked = [Request(item_id=str(i), prompt_ids=tuple(range(5, 20 + i)), max_tok=10) for i in range(6)]
+    before = {c.key: c.text for c in transformers_engine.run(asked)}
+    work, steps = transformers_engine._go_on, itertools.count()
+    def interrupted():
+        if next(steps) == 3: os.kill(os.getpid(), signal.SIGINT)
+        return work()
+    monkeypatch.setattr(transformers_engine, "_go_on", interrupted)
+    with pytest.raises(KeyboardInterrupt): list(transformers_engine.run(asked))
+    assert next(steps) == 4 and not transformers_engine._tickets and not transformers_engine._waiting
+    assert before == {c.key: c.text for c in transformers_engine.run(asked)}
+
+
+@pytest.mark.engine
+def test_transformers_refuses_before_it_loads(tiny, tmp_path, monkeypatch):
+    import transformers
+
+    from qwen_eval.engines.transformers import TransformersEngine
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", None)
+    for wrong, said in (({"max_num_seq": 8}, "max_num_seqs"), ({"dtype": "bfloat61"}, "bfloat61"),
+                        ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype"), ({"max_model_len": 0}, "max_model_len"),
+                        ({"adapter": str(tmp_path)}, "no LoRA adapter")):
+        with pytest.raises((ConfigError, UnknownNameError), match=said): TransformersEngine(tiny, wrong)
+    with pytest.raises(ConfigError, match="no checkpoint"): TransformersEngine(tmp_path)
+
+
+CLOZE = [Request(item_id=str(n), mode="continuations", prompt_ids=tuple(5 + (i * 37) % 300 for i in range(n)),
+                 continuation_ids=((20, 21), (22, 23, 24))) for n in (4, 30, 75)]
+
+
+def plain_sums(net, request):
+    "By one forward for each continuation, nothing cached, nothing padded."
+    import torch
+    with torch.no_grad():
+        rows = [net(torch.tensor([request.prompt_ids + e])).logits[0].log_softmax(-1) for e in request.continuation_ids]
+    n = len(request.prompt_ids) - 1
+    return [float(sum(x[n + i][t] for i, t in enumerate(e)))
+            for x, e in zip(rows, request.continuation_ids, strict=True)]
+
+
+@pytest.mark.engine
+def test_transformers_puts_an_adapter_on_top(tiny, tmp_path):
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM
+
+    from qwen_eval.engines.transformers import TransformersEngine
+    layer, generator = "model.layers.1.self_attn.q_proj", torch.Generator().manual_seed(0)
+    a, b = (torch.randn(*shape, generator=generator) * 0.2 for shape in ((4, 64), (128, 4)))
+    save_file({f"base_model.model.{layer}.lora_{k}.weight": x for k, x in (("A", a), ("B", b))},
+              tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8}))
+    net = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
+    bare = {r.item_id: plain_sums(net, r) for r in CLOZE}
+    with torch.no_grad(): net.get_submodule(layer).weight += 2.0 * b @ a
+    with TransformersEngine(tiny, {**ARGS, "adapter": str(tmp_path)}) as engine:
+        said = {c.item_id: sums(c) for c in engine.run(CLOZE)}
+    for r in CLOZE:
+        assert said[r.item_id] == pytest.approx(plain_sums(net, r), abs=2e-3)
+        assert said[r.item_id] != pytest.approx(bare[r.item_id], abs=0.02)
+
+
+@pytest.mark.engine
+def test_transformers_with_a_sliding_window(tiny, tmp_path):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from qwen_eval.engines.transformers import TransformersEngine
+    config = AutoConfig.from_pretrained(tiny)
+    config.use_sliding_window, config.sliding_window, config.max_window_layers = True, 16, 0
+    config.layer_types = ["sliding_attention", "full_attention"]
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path)
+    net = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    with TransformersEngine(tmp_path, {**ARGS, "max_num_batched_tokens": 40}) as engine:
+        assert engine.info.effective["kv_cache"]
+        said = {c.item_id: sums(c) for c in engine.run(CLOZE)}
+    for r in CLOZE: assert said[r.item_id] == pytest.approx(plain_sums(net, r), abs=2e-3)
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_both_engines_agree_on_real_items(tmp_path):
+    pytest.importorskip("vllm")
+    if not os.environ.get("QWEN_EVAL_DATA"): pytest.skip("needs real items: set QWEN_EVAL_DATA to their folder")
+    script, out = Path(__file__).resolve().parent.parent / "benchmarks/engines_agree.py", tmp_path / "out.json"
+    few = ["--hellaswag", "6", "--arc", "6", "--gsm8k", "1", "--answer-tok", "24", "--dtype", "float32"]
+    done = subprocess.run([sys.executable, script, "smollm2_135m", *few, "--out", out], capture_output=True, text=True)
+    if done.returncode and "cannot be fetched" in done.stderr: pytest.skip("needs SmolLM2 from its wheel")
+    assert done.returncode == 0, done.stderr[-2000:]
+    (found,) = json.loads(out.read_text())["results"]
+    for part in ("hellaswag_endings", "arc_labels"):
+        assert found[part]["largest"] < 0.01 and found[part]["same_choice"] == 6
+    assert all(x["same_choice"] == 6 for x in found["label_against_cloze_letter"].values())
 
 
 # ---------------------------------------------------------------- real vLLM, a real language model

@@ -89,7 +89,7 @@ def test_round_trip(records, kind):
 
 @pytest.mark.parametrize("wrong, near", [("qwen3-8b", "qwen3_8b"), ("Qwen2.5_8b", "qwen2.5_8b"),
                                          ("smollm_135m", "smollm2_135m"),
-                                         ("Qwen/Qwen3-9B", "Qwen/Qwen3-8B"), ("qwen2.5_14", "qwen2.5_14b")])
+                                         ("qwen2.5_14", "qwen2.5_14b")])
 def test_near_names(wrong, near):
     with pytest.raises(UnknownNameError, match=near.replace(".", r"\.")): model(wrong)
 
@@ -214,8 +214,7 @@ def test_like_names_what_came_before(ini, kind, find):
 @pytest.mark.parametrize("text, message", [
     ("[model.x]\nhub = a/b\n", "'hub_id'"), ("[model.x]\nn_layers = 3\n", "where the weights are"),
     ("[model.x]\nhub_id = a/b\nn_layers = three\n", "n_layers"), ("[model.x]\nlike = qwen3_9b\n", "qwen3_8b"),
-    ("[model.qwen3_8b]\nhub_id = a/b\nvariant = chat\n", "registered already"),
-    ("[model.x]\nhub_id = a/b\n", "variant = base")])
+    ("[model.qwen3_8b]\nhub_id = a/b\nvariant = chat\n", "registered already")])
 def test_settings_mistakes_in_models(ini, text, message):
     ini(text)
     with pytest.raises((ConfigError, UnknownNameError), match=message): models()

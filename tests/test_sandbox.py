@@ -82,6 +82,23 @@ CONTAINED = {
     "standard library taken apart": "import builtins\nos.write = os._exit = os.getpid = sys.exit = None; builtins.print = None; sys.modules.clear()",
     "output that is not text": "os.write(1, b'\\xff\\xfe\\x00abc'); os.write(2, b'\\xc3')",
     "no standard output": "sys.stdout.close(); sys.stderr = None",
+    "namespace files kept": "refused(*[lambda n=n: os.open(f'/proc/{HOST_PID}/ns/{n}', 0) for n in ('user', 'mnt', 'pid', 'net')])",
+    "kernel rings and faults": "refused(lambda: syscall(425, 8, ctypes.addressof(ctypes.create_string_buffer(200))), lambda: syscall(426, 3, 0, 0, 0, 0), lambda: syscall(323, 1), lambda: open('/dev/userfaultfd'), lambda: open('/dev/fuse'))",
+    "program without a file": "refused(lambda: os.memfd_create('x'), lambda: syscall(319, 0, 0), lambda: syscall(447, 0))",
+    "keyrings": "refused(lambda: syscall(248, 0, 0, 0, 0, -3), lambda: syscall(250, 0, -3, 1), lambda: syscall(249, 0, 0, 0, 0))",
+    "message queues and semaphores": "rt = ctypes.CDLL('librt.so.1', use_errno=True)\nrefused(lambda: syscall(240, ctypes.addressof(ctypes.create_string_buffer(b'q')), 0o102, 0o600, 0), lambda: syscall(64, 4242, 1, 0o1600), lambda: syscall(68, 4242, 0o1600))\nfor f in ('/dev/shm', '/dev/mqueue'):\n    try: assert TOKEN not in str(os.listdir(f))\n    except OSError: pass",
+    "watching files of the host": "refused(lambda: syscall(254 + 0, -1, 0, 0), lambda: syscall(300, 0, 0))\nfd = syscall(253)\nif fd >= 0: refused(lambda: libc.inotify_add_watch(fd, CANARY.encode(), 0xfff) if HIDDEN else -1)",
+    "core dump": "import resource\nassert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)\nrefused(lambda: resource.setrlimit(resource.RLIMIT_CORE, (1, 1)), lambda: open('/proc/self/coredump_filter', 'w').write('ff') and -1)",
+    "files of the launcher": "for fd in range(3, 256):\n    try: where = os.readlink(f'/proc/self/fd/{fd}')\n    except OSError: continue\n    assert where.startswith(('pipe:', 'socket:')) or '/proc/' in where, where\nrefused(*[lambda p=p, f=f: os.open(f'/proc/{p}/fd/{f}', 1) for p in (1, os.getppid(), HOST_PID) for f in range(8)])",
+    "stop the parent": "try: os.kill(os.getppid(), 19)\nexcept OSError: pass\ntry: os.killpg(os.getpgid(os.getppid()) or HOST_PID, 19)\nexcept OSError: pass",
+    "priorities": "refused(lambda: os.setpriority(0, HOST_PID, 19), lambda: os.sched_setaffinity(HOST_PID, {0}), lambda: os.setpriority(0, 0, -20), lambda: os.sched_setscheduler(0, 1, os.sched_param(1)))",
+    "names that are no names": "for n in ('a\\nb', '\\x1b[2J', '-rf', ' ', '\\udcff', '\\u202e', 'x' * 255): open(n, 'w').close()\nos.mkdir('shut\\n'); open('shut\\n/f', 'w').close(); os.chmod('shut\\n', 0) if HIDDEN else None",
+    "fifo left open": "os.mkfifo('fifo'); os.open('fifo', os.O_RDWR); os.rename('fifo', 'program.py')",
+    "loop of links": "os.symlink('b', 'a'); os.symlink('a', 'b'); os.symlink('.', 'here'); os.symlink('/proc/self/root', 'root')",
+    "compiled files of the library": "import glob, importlib.util\ncached = importlib.util.cache_from_source(os.__file__)\nrefused(lambda: os.unlink(cached), lambda: open(cached, 'wb'), lambda: os.rename('program.py', cached), lambda: os.mkdir(os.path.dirname(cached) + '/x'))",
+    "path for the next one": "sys.path.insert(0, '/scratch'); open('json.py', 'w').write('raise SystemExit'); open('sitecustomize.py', 'w').write('raise SystemExit'); sys.modules['json'] = sys.modules['os'] = None; import builtins; builtins.len = builtins.open = None",
+    "descriptor sent away": "import array\na, b = socket.socketpair()\nrefused(lambda: socket.socket(socket.AF_UNIX).connect(SOCKET), lambda: a.sendmsg([b'x'], [(1, 1, array.array('i', [0]))], 0, SOCKET))",
+    "output of every kind": "os.write(1, bytes(range(256)) * 8); sys.stdout.buffer.write('\\ud83d'.encode('utf-8', 'surrogatepass')); os.write(2, b'\\x1b]0;x\\x07\\r\\x00')",
     "unlink own scratch": "import shutil\nshutil.rmtree(os.getcwd(), ignore_errors=True)",
 }
 COSTLY = { # program, accepted statuses
@@ -95,6 +112,21 @@ COSTLY = { # program, accepted statuses
     "memory of many": ("for _ in range(10):\n    if os.fork() == 0: x = bytearray(b'x') * 10**8; time.sleep(60)\ntime.sleep(60)", "memory"),
     "shared anonymous memory": ("import mmap\nm = [mmap.mmap(-1, 2**26) for _ in range(2)]\nfor _ in range(3): os.fork()\nfor x in m:\n    for i in range(0, len(x), 4096): x[i] = 1\nbig = bytearray(10**8)\ntime.sleep(60)", "memory timeout failed"),
     "disk filled": ("i = 0\nwhile True: open(str(i := i + 1), 'wb').write(b'x' * 10**6)", "failed killed"),
+    "nothing but inodes": ("i = 0\nwhile True: os.symlink('x', str(i := i + 1))", "failed killed timeout"),
+    "folders without end": ("while True: os.mkdir('d'); os.chdir('d')", "failed killed timeout"),
+    "sparse file": ("f = open('x', 'wb')\nf.truncate(7 * 2**20)\nfor i in range(7): f.seek(2**20 * i); f.write(b'x')\nopen('y', 'wb').truncate(2**33)", "failed"),
+    "output to every descriptor": ("x = b'x' * 2**20\nwhile True:\n    for fd in range(256):\n        try: os.write(fd, x)\n        except OSError: pass", "output killed"),
+    "output of null bytes": ("while True: os.write(1, bytes(2**16))", "output"),
+    "pipes full of memory": ("x = []\nfor _ in range(100):\n    r, w = os.pipe(); os.set_blocking(w, False); x.append(r)\n    try: os.write(w, bytes(2**16))\n    except OSError: pass\ntime.sleep(60)", "timeout failed"),
+    "lines without end": ("while True: os.write(2, b'x')", "output timeout"),
+    "regular expression bomb": ("import re\nre.match('(a+)+$', 'a' * 60 + 'b')", "timeout"),
+    "number bomb": ("x = 9 ** 9 ** 9", "timeout memory"),
+    "text bomb": ("x = 'x' * 2**62", "memory"),
+    "deep source": ("x = " + "(" * 5000 + ")" * 5000, "failed memory"),
+    "long source": ("x = [" + "1," * 300_000 + "]", "passed failed memory"),
+    "status 256": ("os._exit(256)", "failed"),
+    "status of another kind": ("sys.exit('fine')", "failed"),
+    "own signals": ("os.kill(os.getpid(), 6)", "killed"),
     "many files": ("i = 0\nwhile True: open(str(i := i + 1), 'w').close()", "failed killed timeout"),
     "huge file": ("f = open('x', 'wb'); f.truncate(2**40)", "failed"),
     "endless output": ("while True: print('x' * 1000)", "output"),
@@ -166,14 +198,23 @@ def assault(kind):
     token = f"q{os.getpid():x}{time.time_ns() % 10**9:x}"
     os.environ["QWEN_EVAL_TEST_SECRET"] = f"secret{token}"
     programs = {**CONTAINED, **{n: p for n, (p, _) in COSTLY.items()}}
+    innocent = "import math\nopen('own', 'w').write('x')\nprint(math.factorial(10))"
     before = set(Path(tempfile.gettempdir()).glob("qwen_eval_scratch_*"))
     with host(token) as (folder, victim, told):
+        told["HIDDEN"] = kind == "namespaces"
         head = PRELUDE + "".join(f"{k} = {v!r}\n" for k, v in told.items())
         mounts = Path("/proc/self/mountinfo").read_text()
-        with Sandbox(kind, n_workers=4) as sandbox:
-            seen = dict(sandbox.run_many((head + p for p in programs.values()), TIGHT))
+        with Sandbox(kind, n_workers=8) as sandbox:
+            among = [p for program in programs.values() for p in (head + program, innocent)] # every other one is a neighbour
+            ran = dict(sandbox.run_many(among, replace(TIGHT, wall_s=4)))
+            seen = {i: ran[2 * i] for i in range(len(programs))}
+            neighbours = [ran[2 * i + 1] for i in range(len(programs))]
             for i, (name, program) in enumerate(programs.items()): # once more, with time, where the machine was busy
                 if seen[i].status not in accepted(name): seen[i] = sandbox.run(head + program, replace(TIGHT, wall_s=15))
+            pairs = [(p, PLAIN) for p in FORGED.values()] + [(p, TESTS) for p in HONEST.values()]
+            judged = dict(sandbox.run_many(pairs, TIGHT))
+            for i in range(len(FORGED), len(pairs)):
+                if not judged[i].passed: judged[i] = sandbox.run(pairs[i], replace(TIGHT, wall_s=15))
             left = traces(token)
         left += traces(token)
         new = [p for p in Path(tempfile.gettempdir()).glob("qwen_eval_scratch_*") if p not in before]
@@ -183,8 +224,12 @@ def assault(kind):
         harmed = [] if victim.poll() is None else ["process"]
         if Path(folder, "canary").read_text() != "unharmed" or sorted(os.listdir(folder)) != ["canary", "socket"]: harmed.append("canary")
         if Path("/proc/self/mountinfo").read_text() != mounts: harmed.append("mounts")
-    ends = {n: [seen[i].status, seen[i].detail, seen[i].stdout[-500:], seen[i].stderr[-500:], seen[i].seconds] for i, n in enumerate(programs)}
-    return {"outcomes": ends, "harmed": harmed, "left": left}
+    def end(o): return [o.status, o.detail, o.stdout[-500:], o.stderr[-500:], o.seconds]
+    ends = {n: end(seen[i]) for i, n in enumerate(programs)}
+    judged = [end(judged[i]) for i in range(len(pairs))]
+    return {"outcomes": ends, "forged": dict(zip(FORGED, judged[:len(FORGED)], strict=True)),
+            "honest": dict(zip(HONEST, judged[len(FORGED):], strict=True)),
+            "neighbours": [end(o) for o in neighbours if not o.passed or o.stdout != "3628800\n"], "harmed": harmed, "left": left}
 
 
 def as_nobody(*args):
@@ -230,8 +275,90 @@ def test_hostile_program(report, name):
     assert rest[-1] < 20, rest
 
 
+TESTS = """
+def check(candidate):
+    assert candidate(2) == 4
+    assert abs(candidate(1.5) - 3) < 1e-6
+    assert candidate([1]) == [1, 1] and len(candidate("ab")) == 4
+    try: candidate(None)
+    except TypeError: pass
+    else: assert False, "no error"
+    raised = 0
+    try: assert candidate(3) == 7
+    except AssertionError: raised = 1
+    assert raised
+check(double)
+"""
+PLAIN = "def check(candidate):\n    assert candidate(2) == 4\n    assert abs(candidate(1.5) - 3) < 1e-6\n    assert candidate([1]) == [1, 1]\ncheck(double)\n"
+GOOD = "def double(x): return x + x\n"
+WRONG = "def double(x): return x\n"
+HONEST = {
+    "plain": GOOD,
+    "prints": "def double(x): print('x' * 100); return x + x",
+    "own thread": "from concurrent.futures import ThreadPoolExecutor\ndef double(x):\n    with ThreadPoolExecutor(1) as p: return p.submit(lambda: x + x).result()",
+    "own process": "import subprocess\nsubprocess.run(['/bin/sh', '-c', ':'], check=True)\n" + GOOD,
+    "class": "class D:\n    def __call__(self, x): return x + x\ndouble = D()",
+    "alarm": "import signal\nsignal.signal(signal.SIGALRM, lambda *a: None); signal.setitimer(0, 0.01)\n" + GOOD,
+    "main": GOOD + "assert __name__ == '__main__' and open(__file__).read().startswith('def double')",
+    "keeps a thread": "import threading, time\nthreading.Thread(target=time.sleep, args=(300,)).start()\n" + GOOD,
+    "atexit": "import atexit, time\natexit.register(time.sleep, 300)\n" + GOOD,
+}
+EQUAL = "class Any:\n" + "".join(f"    __{n}__ = lambda s, *a: True\n" for n in ("eq", "ne", "lt", "le", "gt", "ge", "bool", "contains"))
+FORGED = { # none of these doubles
+    "leaves at once": "import os\nos._exit(0)",
+    "exits at once": "raise SystemExit",
+    "exits when called": "import sys\ndef double(x): sys.exit(0)",
+    "leaves when called": "import os\ndef double(x): os._exit(0)",
+    "leaves at the second call": "import os\nn = []\ndef double(x): n.append(x); return 4 if len(n) < 2 else os._exit(0)",
+    "child answers": "import os\nif os.fork(): os._exit(0)\n" + WRONG,
+    "fork when called": "import os\ndef double(x): os.fork(); return x",
+    "leaves later": "import os, threading\nthreading.Timer(0.01, os._exit, (0,)).start()\n" + WRONG,
+    "leaves by alarm": "import os, signal\nsignal.signal(14, lambda *a: os._exit(0)); signal.setitimer(0, 0.01)\ndef double(x):\n    while True: pass",
+    "leaves at exit": "import atexit, os\natexit.register(os._exit, 0)\n" + WRONG,
+    "prints success": "print('OK\\nRan 5 tests\\npassed'); import sys; print('OK', file=sys.stderr)\n" + WRONG,
+    "equals everything": EQUAL + "    __sub__ = __abs__ = lambda s, *a: s\n    __len__ = lambda s: 4\ndef double(x): return Any()",
+    "no difference": "class Zero:\n    __sub__ = __rsub__ = __abs__ = lambda s, *a: 0\n    __eq__ = lambda s, o: True\ndef double(x): return Zero()",
+    "list that equals": "class L(list):\n    __eq__ = lambda *a: True\nclass I(int):\n    __eq__ = lambda *a: True\n    __sub__ = lambda *a: 0\ndef double(x): return L() if isinstance(x, list) else I()",
+    "builtins replaced": "import builtins\nbuiltins.abs = lambda x: 0\nbuiltins.len = lambda x: 4\nbuiltins.AssertionError = builtins.Exception = ZeroDivisionError\n" + WRONG,
+    "names of builtins": "abs = len = lambda x: 0\nAssertionError = TypeError = BaseException\n" + WRONG,
+    "own check": "def check(f): pass\n" + WRONG,
+    "check put back": "import sys, threading\ndef put():\n    while True:\n        sys.modules['__main__'].check = lambda f: None\nthreading.Thread(target=put, daemon=True).start()\n" + WRONG,
+    "unittest replaced": "import unittest\nfor n in dir(unittest.TestCase):\n    if n.startswith('assert'): setattr(unittest.TestCase, n, lambda *a: None)\n" + WRONG,
+    "trace that jumps": "import sys\ndef trace(f, e, a):\n    try: f.f_lineno = f.f_lineno + 3\n    except Exception: pass\n    return trace\nsys.settrace(trace)\nf = sys._getframe()\nwhile f: f.f_trace = trace; f = f.f_back\n" + WRONG,
+    "frames searched": "import os, sys\ndef loot():\n    f = sys._getframe()\n    while f:\n        for v in list(f.f_locals.values()):\n            if isinstance(v, bytes) and len(v) == 16: yield v\n        f = f.f_back\nfor v in set(loot()):\n    for fd in range(64):\n        try: os.write(fd, v + b'passed')\n        except OSError: pass\nos._exit(0)",
+    "memory searched": "import gc, os\nfor o in gc.get_objects():\n    for v in gc.get_referents(o):\n        if type(v) is bytes and len(v) == 16:\n            try: os.write(3, v + b'passed')\n            except OSError: pass\nos._exit(0)",
+    "tests read": "import sys\nfound, f = [], sys._getframe()\nwhile f:\n    for v in list(f.f_locals.values()): found += [v, *(v.values() if type(v) is dict else ())]\n    f = f.f_back\nfound = [v for v in found if type(v) is str and 'f_back' not in v and 'assert cand' in v and len(v) > 60]\ndef double(x): return x + x if found else x",
+    "tests' process opened": "import os\np = f'/proc/{os.getppid()}/'\ndef can(f, *a):\n    try: f(*a); return True\n    except OSError: return False\nseen = can(os.open, p + 'mem', 2) or can(os.open, p + 'fd/3', 1) or can(os.listdir, p + 'fd') or can(os.listdir, p + 'cwd') or can(open, p + 'environ') or can(open, p + 'maps')\ndef double(x): return x + x if seen else x",
+    "tests' process killed": "import os\nfor s in (15, 9):\n    try: os.kill(os.getppid(), s)\n    except OSError: pass\n" + WRONG,
+    "tests' process stopped": "import os\ntry: os.kill(os.getppid(), 19)\nexcept OSError: pass\nos._exit(0)",
+    "everybody killed": "import os\ntry: os.kill(-1, 9)\nexcept OSError: pass\nos._exit(0)",
+    "answers of its own": "import json, os\ndef say(*m):\n    t = json.dumps(m).encode(); os.write(3, b'%16x' % len(t) + t)\nfor _ in range(300): say('done', ['t', True, ['d']])\n" + WRONG,
+    "asks for more": "import json, os\ndef say(*m):\n    t = json.dumps(m).encode(); os.write(3, b'%16x' % len(t) + t)\nsay('call', ['t', ['n', 'exec'], ['t', 'import os; os.write(3, b\"passed\")'], ['d']])\nsay('run', ['t']); say('get', ['t', ['yours', 0], '__globals__']); say('end')\n" + WRONG,
+    "nonsense": "import os\nos.write(3, b'f' * 16); os.write(3, b'x' * 10**5)\n" + WRONG,
+    "deep answer": "def double(x):\n    import os\n    t = b'[\"done\", ' + b'[' * 10**5 + b']' * 10**5 + b']'\n    os.write(3, b'%16x' % len(t) + t); os._exit(0)",
+    "long answer": "import os\ndef double(x): os.write(3, b'%16x' % 2**60); os._exit(0)",
+    "modules for the tests": "import sys\nfor n in ('math', 'numpy', 'copy', 'decimal', 'linecache'): open(n + '.py', 'w').write('import os; os.write(3, b\"passed\")')\nsys.path.insert(0, '.')\n" + WRONG,
+    "ends the iteration": "def double(x): raise StopIteration",
+    "asserts as types": "def double(x): raise AssertionError",
+    "wrong": WRONG, "nothing": "", "broken": "def double(x", "a number": "double = 4", "itself": "def double(x): return double",
+    "generator": "def double(x): yield x", "coroutine": "async def double(x): return x + x", "endless": "def double(x):\n    while True: yield x",
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_forged_pass(report, name):
+    status, *rest = report[1]["forged"][name]
+    assert status in ("failed", "killed", "timeout", "output", "memory"), rest
+    assert rest[-1] < 20, rest
+
+
+def test_honest_programs_pass(report):
+    bad = {n: end for n, end in report[1]["honest"].items() if end[0] != "passed"}
+    assert not bad
+
+
 def test_nothing_is_harmed_or_left(report):
-    assert report[1]["harmed"] == [] and report[1]["left"] == []
+    assert report[1]["harmed"] == [] and report[1]["left"] == [] and report[1]["neighbours"] == []
 
 
 USEFUL = {

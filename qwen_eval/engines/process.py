@@ -221,7 +221,8 @@ class RemoteEngine(Engine):
     def close(self): self._channel.close()
 
 # %% ../../nbs/45_engines.process.ipynb #c18
-_HOSTED = {"vllm": "qwen_eval.engines.vllm:VLLMEngine", "fake": "qwen_eval.engines.base:FakeEngine"}
+_HOSTED = {"vllm": "qwen_eval.engines.vllm:VLLMEngine", "fake": "qwen_eval.engines.base:FakeEngine",
+           "transformers": "qwen_eval.engines.transformers:TransformersEngine"}
 
 def _make(name, path, args, seed): # engines with a checkpoint take (path, args, seed), others their arguments
     from importlib import import_module
@@ -235,8 +236,8 @@ def _die_with_parent(address):
     while os.getppid() == parent:
         if select.select([0], [], [], 1.0)[0] and not os.read(0, 1): break
     print("The parent is gone: ending.", flush=True)
-    os.kill(os.getpid(), signal.SIGTERM)
     if Path(address).parent.name.startswith("qwen_eval_"): shutil.rmtree(Path(address).parent, ignore_errors=True)
+    os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(5)
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
@@ -285,7 +286,7 @@ class EngineProcess:
 
     def __init__(
         self,
-        name: str = "vllm", # "vllm", "fake", or "module:Class" of a stepped engine
+        name: str = "vllm", # "vllm", "transformers", "fake", or "module:Class" of a stepped engine
         path: Path | str | None = None, # Folder of the checkpoint, for engines that have one
         args: dict[str, Any] | None = None, # The engine's arguments
         seed: int = 0, # Of the engine

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+from ..checkpoints import read_adapter
 from .base import Capabilities, EngineInfo, SteppedEngine, split_thinking
 from ..errors import ConfigError, EngineError, UnknownNameError
 from ..records import Completion, Continuation, Request
@@ -133,6 +134,16 @@ def _times(outputs): # by the scheduler's clock; vLLM gives none where its stati
             "latency_s": max(m.last_token_ts for m in found) - begin}
 
 # %% ../../nbs/41_engines.vllm.ipynb #c25
+def _with_room(args): # vLLM's own arguments in place of `adapter`
+    if not args.get("adapter"): return args
+    room = {"enable_lora": True, "max_loras": 1, "max_lora_rank": read_adapter(args["adapter"]).max_lora_rank}
+    return {k: v for k, v in args.items() if k != "adapter"} | room
+
+def _lora(args): # what each request carries
+    from vllm.lora.request import LoRARequest
+    return LoRARequest("adapter", 1, str(args["adapter"])) if args.get("adapter") else None
+
+# %% ../../nbs/41_engines.vllm.ipynb #c26
 _CALM = {"OMP_WAIT_POLICY": "PASSIVE", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"} # unless set
 
 @dataclass
@@ -151,7 +162,7 @@ def _no_compiling(): # the first log-probability would compile the counting of r
     import torch._dynamo.config
     torch._dynamo.config.disable = os.environ["TORCHDYNAMO_DISABLE"] == "1"
 
-def _load(path, args, seed): # (LLMEngine, SamplingParams class, device type)
+def _load(path, given, seed): # (LLMEngine, SamplingParams class, device type)
     for name, value in _CALM.items(): os.environ.setdefault(name, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -159,20 +170,23 @@ def _load(path, args, seed): # (LLMEngine, SamplingParams class, device type)
         if current_platform.is_cpu(): _no_compiling()
         from vllm import EngineArgs, SamplingParams
         from vllm.v1.engine.llm_engine import LLMEngine
-        known = {f.name for f in fields(EngineArgs)}
+        known, args = {f.name for f in fields(EngineArgs)}, _with_room(given)
         check_args(args, known)
         own = {"disable_log_stats": False, "generation_config": "vllm", "seed": seed, "use_tqdm_on_load": False}
         if current_platform.is_cpu():
             own |= {"enforce_eager": True}
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0") # a second process gains nothing here
-        given = {k: v for k, v in {**own, **args}.items() if k in known}
-        try: config = EngineArgs(model=str(path), **given).create_engine_config()
+        wanted = {k: v for k, v in {**own, **args}.items() if k in known}
+        try: config = EngineArgs(model=str(path), **wanted).create_engine_config()
         except (ValueError, TypeError, OSError) as e: raise ConfigError(f"vLLM refuses {args} for {path}: {e}") from e
-        try: return LLMEngine.from_vllm_config(config), SamplingParams, current_platform.device_type
+        try:
+            engine = LLMEngine.from_vllm_config(config)
+            if lora := _lora(given): engine.add_lora(lora)
+            return engine, SamplingParams, current_platform.device_type
         except Exception as e:
             raise EngineError(f"vLLM could not load {path} with {args}: {type(e).__name__}: {e}") from e
 
-# %% ../../nbs/41_engines.vllm.ipynb #c26
+# %% ../../nbs/41_engines.vllm.ipynb #c27
 def _effective(config): # what vLLM made of its arguments: all of it may change greedy output
     m, s, c, p = config.model_config, config.scheduler_config, config.cache_config, config.parallel_config
     found = {"checkpoint": m.model, "enforce_eager": m.enforce_eager,
@@ -194,12 +208,13 @@ class VLLMEngine(SteppedEngine):
     def __init__(
         self,
         path: Path | str, # Folder of the checkpoint
-        args: dict[str, Any] | None = None, # vLLM engine arguments, as a preset gives them
+        args: dict[str, Any] | None = None, # vLLM engine arguments; `adapter` is the folder of a LoRA adapter
         seed: int = 0, # Of the engine; requests carry their own
     ):
         if _open: raise ConfigError("A vLLM engine is open in this process: close() it, or start an engine process.")
         version, args = vllm_version(), dict(args or {})
         self._engine, self._params, device = _load(path, args, seed)
+        self._on_top = {"lora_request": _lora(args)} if args.get("adapter") else {}
         _open.add(self)
         config, tokenizer = self._engine.vllm_config, self._engine.tokenizer
         self._end_think = tokenizer.get_vocab().get("</think>") if tokenizer is not None else None
@@ -233,7 +248,7 @@ class VLLMEngine(SteppedEngine):
         given = sampling_args(request, self._known, cached=way != _UNCACHED)
         self.n_requests += 1
         self._engine.add_request(f"{ticket}.{part}.{way}", {"prompt_token_ids": [*request.prompt_ids, *ids]},
-                                 self._params(**given, output_kind=RequestOutputKind.FINAL_ONLY))
+                                 self._params(**given, output_kind=RequestOutputKind.FINAL_ONLY), **self._on_top)
 
     def step(self):
         if self._engine is None: raise EngineError("This vLLM engine is closed; start another.", retryable=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from ..datasets.base import Variant
 from ..errors import ConfigError, SandboxError
 from ..extract import extractors
-from ..extract_code import code
+from ..extract_code import code, head_of
 from ..records import Completion, Item, Score
 from ..sandbox import Limits, Outcome, Sandbox
 from .text import ScoreOptions, batch_scorers, engine_error, settle
@@ -20,14 +20,15 @@ from .text import ScoreOptions, batch_scorers, engine_error, settle
 def with_tests(
     program: str, # What a model wrote, made whole by an extractor
     item: Item, # `extra["test"]` holds the tests, `extra["entry_point"]` the function they are for
-) -> str: # Source text that ends normally if all tests pass
-    "A program followed by its tests; raises `ConfigError` where the item lacks them or the name."
+) -> tuple[str, str]: # The program, and the source text that ends normally if all tests pass
+    "A program and its tests; raises `ConfigError` where the item lacks them or the name."
     test, name = map(item.extra.get, ("test", "entry_point"))
     if not (test and name):
         lack = " or ".join(f"extra[{k!r}]" for k in ("test", "entry_point") if not item.extra.get(k))
         raise ConfigError(f"item {item.id!r} has no {lack}; 'python-tests' cannot score its benchmark.")
     call = f"\ncheck({name})\n" if "def check(" in test else "\n"
-    return f"{program}\n\n{test}\n{call}"
+    given = [text for _, text, _ in head_of(item)]
+    return program, "\n".join([*given, test, call])
 
 # %% ../../nbs/53_scorers.code.ipynb #c09
 CODE_LIMITS = Limits(cpu_s=10, wall_s=60.0, memory_mib=2048, processes=32,

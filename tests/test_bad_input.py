@@ -1,0 +1,139 @@
+"""Whatever cannot work ends before a model loads: status 2, a few clear lines, no traceback, nothing left behind."""
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from qwen_eval import fetch
+from qwen_eval.cli import app
+from qwen_eval.errors import ConfigError
+from qwen_eval.runner import run_study
+from qwen_eval.studies import Study
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN = ("run", "smollm2_135m", "--benchmarks", "gsm8k", "--allow-specimens")
+SETTINGS = """[paths]
+runs = runs
+cache = cache
+reports = reports
+specimens = {specimens}
+[engine]
+engine = fake
+[protocol.cold]
+thinking = true
+thinking_tok = 100
+temperature = 0
+"""
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    "A lab with the fake engine, which stands for an engine that must not start."
+    (tmp_path / "settings.ini").write_text(SETTINGS.format(specimens=ROOT / "data/specimens"))
+    monkeypatch.delenv("QWEN_EVAL_DATA", raising=False)
+    monkeypatch.setenv("QWEN_EVAL_SETTINGS", str(tmp_path / "settings.ini"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def started(*_, **__): raise AssertionError("an engine was started")
+    monkeypatch.setattr("qwen_eval.runner.EngineProcess", started)
+    return tmp_path
+
+
+def refused(*words):
+    "What a command that cannot work says; exit status 2."
+    done = CliRunner().invoke(app, list(words))
+    if done.exception and not isinstance(done.exception, SystemExit): raise done.exception
+    assert done.exit_code == 2, done.output
+    assert "Traceback" not in done.output and len(done.stderr.strip().splitlines()) <= 4, done.stderr
+    return " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (("run", "smollm_135m", "--benchmarks", "gsm8k"), "Did you mean 'smollm2_135m'"),
+    (("run", "smollm2_135m", "--benchmarks", "gsm8"), "Did you mean 'gsm8k'"),
+    ((*RUN, "--preset", "balancd"), "Did you mean 'balanced'"),
+    ((*RUN, "--protocol", "greddy"), "Did you mean 'greedy'"),
+    ((*RUN, "--variant", "cott"), "Did you mean 'cot'"),
+    ((*RUN, "--limit", "0"), "greater than or equal to 1"),
+    ((*RUN, "--limit", "-3"), "greater than or equal to 1"),
+    ((*RUN, "--shots", "6"), "pool holds 5 examples"),
+    ((*RUN, "--shots", "-1"), "0 or more"),
+    ((*RUN, "--answer-tok", "9000"), "context of smollm2_135m is 8192"),
+    ((*RUN, "--protocol", "cold"), "thinks, but smollm2_135m cannot"),
+    (("run", "qwen3_8b", "--benchmarks", "gsm8k", "--allow-specimens", "--protocol", "cold"), "temperature"),
+    (("run", "qwen3_8b", "--benchmarks", "arc_challenge", "--variant", "label", "--protocol", "qwen3_thinking",
+      "--allow-specimens"), "labels"),
+    (("run", "smollm2_135m", "--benchmarks", ","), "no benchmarks"),
+    (("study", "run", "nothing"), "Unknown study 'nothing'"),
+    (("score", "nowhere.jsonl", "--benchmark", "gsm8k"), "cannot be read"),
+    (("rescore", "nothing"), "Unknown run 'nothing'"),
+])
+def test_words_that_cannot_work(lab, words, said):
+    assert said in refused(*words)
+    assert not list(lab.glob("runs/*/*.json*"))
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("[pathes]\nruns = x\n", "Did you mean 'paths'"),
+    ("[paths]\nrun = x\n", "Did you mean 'runs'"),
+    ("[preset.mine]\nmax_num_seq = 4\n", "Did you mean 'max_num_seqs'"),
+    ("[study.mine]\nmodel = a\n", "Did you mean 'models'"),
+    ("[study.mine]\nlimit = five\nmodels = smollm2_135m\nbenchmarks = gsm8k\n", "[study.mine]"),
+    ("[paths\n", "cannot be read"),
+])
+def test_settings_that_cannot_be(lab, text, said):
+    (lab / "settings.ini").write_text(text)
+    assert said in refused("study", "run", "mine")
+
+
+def test_a_model_that_is_too_large(lab, monkeypatch):
+    from qwen_eval.hardware import Device
+    small = Device(kind="cuda", name="a small card", n_devices=1, memory_gib=8.0, free_gib=8.0)
+    monkeypatch.setattr("qwen_eval.hardware.detect", lambda: small)
+    done = CliRunner().invoke(app, ["fit", "qwen3_14b"])
+    assert done.exit_code == 1 and "weights 27.51" in done.stdout and "a small card" in done.stdout
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    (b"not json\n", "line 1"), (gzip.compress(b'{"question": "q", "answer": "#### 1"}\n' * 9)[:-9], "decoded"),
+    (b"", "no row of"), (b'{"question": "q"}\n', "answer"), (b'{"question": "q", "answer": "no mark"}\n', "row"),
+])
+def test_data_that_cannot_be_read(lab, monkeypatch, content, said):
+    folder = lab / "data"
+    folder.mkdir()
+    (folder / ("gsm8k.jsonl.gz" if content[:2] == b"\x1f\x8b" else "gsm8k.jsonl")).write_bytes(content)
+    monkeypatch.setenv("QWEN_EVAL_DATA", str(folder))
+    assert said in refused(*RUN[:4]).lower()
+
+
+def test_folders_that_cannot_be_written(lab, monkeypatch):
+    for name in ("RUNS", "CACHE"):
+        with monkeypatch.context() as m:
+            m.setenv(f"QWEN_EVAL_{name}", "/proc/none")
+            assert "/proc/none" in refused(*RUN)
+    (lab / "reports").write_text("a file, not a folder")
+    with pytest.raises(ConfigError, match="Reports cannot be kept"):
+        run_study(Study(id="x", models=("smollm2_135m",), benchmarks=("gsm8k",), limit=1, allow_specimens=True))
+
+
+def test_a_disk_that_is_nearly_full(lab, monkeypatch):
+    usage = type(shutil.disk_usage("."))
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: usage(10 ** 12, 10 ** 12 - 5_000_000, 5_000_000))
+    assert "only 4 MiB of its disk are free" in refused(*RUN)
+
+
+def test_an_argument_that_the_engine_does_not_know():
+    from qwen_eval.engines.all import start
+    from qwen_eval.errors import UnknownNameError
+    with pytest.raises((ConfigError, UnknownNameError), match="max_num_seqs"), \
+         start("vllm", Path("nowhere"), {"max_num_seq": 4}): pass
+
+
+def test_nothing_is_written_where_a_study_is_refused(lab):
+    both = Study(id="both", models=("smollm2_135m",), benchmarks=("gsm8k", "arc_challenge"), n_shot=6, limit=1,
+                 allow_specimens=True)
+    with pytest.raises(ConfigError): run_study(both)
+    assert not [p for p in lab.rglob("*.jsonl") if json.loads(p.read_text() or "0")]
