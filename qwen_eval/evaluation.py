@@ -24,10 +24,10 @@ from .presets import Preset, engine_args
 from .protocols import Protocol
 from .runs import Run, items_of, open_run
 from .scorers.text import ScoreOptions
-from .scores import read_scores, score_run, unscored
+from .scores import read_scores, score_run, settled, unscored
 from .settings import settings
-from .store import (RunWriter, Session, by_key, differences, environment, now, read_completions, read_manifest,
-                             update_manifest)
+from .store import (RunWriter, Session, by_key, differences, environment, generate_stage, n_answered, now,
+                             read_completions, read_manifest, update_manifest)
 
 # %% ../nbs/71_evaluate.ipynb #c05
 @contextlib.contextmanager
@@ -114,15 +114,16 @@ def _ask(plan, engine, writer, missing, start_s, progress):
         session.save()
 
 # %% ../nbs/71_evaluate.ipynb #c11
-def _begin(plan):
+def _begin(plan, stored):
     "Write what is known before anything is asked; raises `IntegrityError` where the folder belongs to another run."
     identity, first = json.loads(json.dumps(fingerprint(plan))), {}
-    if not (plan.path / "manifest.json").exists():
-        nothing = {"status": "partial", "n_items": plan.limit, "n_done": 0, "n_wanted": plan.limit * plan.epochs}
-        first = {"format": 1, "run_id": plan.path.name, "started": now(), "fingerprint": identity, "sessions": [],
-                 "stages": {"generate": nothing}}
-    elif moved := differences(read_manifest(plan.path)["fingerprint"], identity):
+    before = read_manifest(plan.path) if (plan.path / "manifest.json").exists() else {}
+    if not before:
+        first = {"format": 1, "run_id": plan.path.name, "started": now(), "fingerprint": identity, "sessions": []}
+    elif moved := differences(before["fingerprint"], identity):
         raise IntegrityError(f"{plan.path} holds another run; it differs in {moved}. Move that folder away.")
+    n_items = max(plan.limit, before.get("stages", {}).get("generate", {}).get("n_items", 0))
+    stage = generate_stage(n_answered(stored), n_items, plan.epochs)
     s, p, b, v, w = plan.item_set, plan.protocol, plan.benchmark, plan.variant, plan.located
     budget = p.max_tok(v.answer) if v.mode == "generate" else None
     effective = {"model": plan.model.id, "benchmark": b.id, "variant": plan.variant_name, "preset": plan.preset.id,
@@ -132,8 +133,9 @@ def _begin(plan):
     items = {"n": len(plan.items), "pool": len(s.pool), "source": s.source, "item_set_hash": s.item_set_hash,
              "verified": s.verified, "marks": s.marks, "data_file": plan.asked.get("data_file")}
     weights = {"path": w.path, "source": w.source, "revision": w.revision, "differences": w.differences} if w else None
-    update_manifest(plan.path, **first, asked=plan.asked, effective=effective, metric=v.metric, n_shot=plan.n_shot,
-                    epochs=plan.epochs, marks=plan.marks, model={**asdict(plan.model), "weights": weights},
+    update_manifest(plan.path, **first, stages={"generate": stage}, asked=plan.asked, effective=effective,
+                    metric=v.metric, n_shot=plan.n_shot, epochs=plan.epochs, marks=plan.marks,
+                    model={**asdict(plan.model), "weights": weights},
                     preset=asdict(plan.preset), protocol=asdict(p), benchmark=declared, items=items,
                     hardware=asdict(plan.device) if plan.device else None, environment=environment())
 
@@ -146,7 +148,7 @@ def _room(path):
     try: yield
     except OSError as e:
         if e.errno not in _FULL: raise
-        n = sum(c.finish_reason != "error" for c in by_key(read_completions(path / "completions.jsonl")[0]).values())
+        n = n_answered(by_key(read_completions(path / "completions.jsonl")[0]))
         raise QwenEvalError(f"Run {path.name} stopped: {e.filename or path} takes no more ({e.strerror}). {n} answers "
                             "are stored; make room and run the same again to go on.") from e
 
@@ -172,9 +174,10 @@ def evaluate(
     missing, frame = _missing(plan, hashes, stored), read_scores(plan.path)
     needed = max(needed, context_tok or 0)
     if missing: _check_before(plan, engine, engine_address, needed)
-    if missing or not hashes.keys().isdisjoint(unscored(stored, frame)):
+    behind = not hashes.keys().isdisjoint(unscored(stored, frame)) or not settled(plan.path, n_answered(stored), frame)
+    if missing or behind:
         with _room(plan.path), RunWriter(plan.path) as writer:
-            _begin(plan)
+            _begin(plan, writer.stored)
             if asked := _missing(plan, hashes, writer.stored):
                 begin = time.perf_counter()
                 with _opened(plan, engine, engine_address, needed) as found:

@@ -17,6 +17,7 @@ from .plans import FAKES, Plan, plan_run, survey
 from .hardware import require_fit
 from .runs import Run
 from .sandbox import available
+from .scores import read_scores, settled
 from .settings import declare, settings
 from .store import by_key, read_completions
 from .terminal import text_table
@@ -139,7 +140,8 @@ class Planned:
         if not (self.path / "scores.parquet").exists(): return "partial"
         run = self.run()
         waits = run.counts["not_scored"] and (self.allow_unsafe or available())
-        return "complete" if run.complete and not waits else "partial"
+        whole = run.complete and settled(self.path, n, read_scores(self.path))
+        return "complete" if whole and not waits else "partial"
 
 # %% ../nbs/85_studies.ipynb #c13
 @dataclass(frozen=True)

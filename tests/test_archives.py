@@ -227,7 +227,8 @@ def test_odd_manifests_are_findings_and_no_crash(tmp_path):
         m = json.loads(json.dumps(whole))
         part = m
         for k in at[:-1]: part = part[k]
-        part[at[-1]] = rng.choice([None, [], {}, "x", -1, 1e308, True, ["\ud83d"], {"id": 3}])
+        odd = [None, [], {}, "x", -1, 1e308, True, ["\ud83d"], {"id": 3}]
+        part[at[-1]] = rng.choice([x for x in odd if json.dumps(x) != json.dumps(part[at[-1]])])
         (run.path / FILES[0]).write_text(json.dumps(m))
         found = verify_run(run.path)
         if at[0] == "fingerprint": assert found.broken, at
@@ -324,14 +325,14 @@ def test_a_run_that_goes_on_differently_is_refused_with_what_differs(sent, tmp_p
     with pytest.raises(IntegrityError, match="cannot be read"): import_run(file, tmp_path)
 
 
-def test_a_run_may_go_on_after_import_and_the_seal_says_so(tmp_path):
+def test_a_run_may_go_on_after_import_and_loses_its_seal(tmp_path):
     run = ran(tmp_path / "a", limit=2)
     got = import_run(export_run(run, tmp_path)["archive"], tmp_path / "b")
+    ran(tmp_path / "b", limit=2) # nothing to do
+    assert of(verify_run(got["folder"]), "seal")[0][0] == "ok"
     ran(tmp_path / "b")
     found = verify_run(got["folder"])
-    assert of(found, "seal")[0][0] == "broken" and len(found.broken) == 1
-    (Path(got["folder"]) / SEAL).unlink()
-    assert verify_run(got["folder"])["status"] == "ok"
+    assert found["status"] == "ok" and not of(found, "seal") and not (Path(got["folder"]) / SEAL).exists()
 
 
 @pytest.mark.parametrize("do", [d for d, _, status, _ in HARM if status == "broken"])

@@ -162,9 +162,10 @@ def short(n, **more):
                     "temperature": 0.7, "answer_tok": 17, "seed": n, "engine": "fake", "allow_specimens": True, **more})
 
 
-def undisturbed(root, study, benchmark="gsm8k"):
+def undisturbed(root, study, benchmark="gsm8k", engine=None):
     how = {**study.overrides, "seed": study.seed, "order_seed": study.seed, "allow_specimens": True}
-    return evaluate("smollm2_135m", benchmark, limit=4, engine=FakeEngine(said), runs=root, progress=False, **how)
+    return evaluate("smollm2_135m", benchmark, limit=4, engine=engine or FakeEngine(said), runs=root, progress=False,
+                    **how)
 
 
 def check(lab, study, n_kills):
@@ -244,6 +245,24 @@ def test_a_hundred_kills(lab):
     assert not psutil.wait_procs([p for p in lab.seen.values() if p.is_running()], timeout=10)[1]
     assert not list(lab.tmp.glob("qwen_eval_*/*")) # an empty folder is left by a kill before its engine was forked
     assert min(hits[v] for v in ("runner", "engine", "kernel")) >= 10
+
+
+@pytest.mark.parametrize("lost", ["counts", "score", "generate"])
+def test_a_manifest_that_a_kill_left_behind_is_brought_up_to_date(lab, lost):
+    study, runs = short(0), lab.root / "runs"
+    before = undisturbed(runs, study, engine="fake").manifest
+    m = json.loads(json.dumps(before))
+    if lost == "counts": del m["counts"]
+    elif lost == "score": del m["stages"]["score"]
+    else: m["stages"]["generate"] |= {"n_done": 230, "status": "partial"}
+    (run,) = plan(study).runs
+    assert run.state() == "complete"
+    (run.path / "manifest.json").write_text(json.dumps(m))
+    assert run.state() == "partial"
+    after = undisturbed(runs, study, engine="fake").manifest
+    assert run.state() == "complete" and after["counts"] == before["counts"]
+    assert after["stages"]["generate"] == before["stages"]["generate"] and len(after["sessions"]) == 1
+    assert after["stages"]["score"]["status"] == "complete"
 
 
 # ---------------------------------------------------------------- engines that die, odd answers
