@@ -136,16 +136,25 @@ def attention(
     "What a reader must know about these numbers, beside the marks."
     cut, said = {}, {}
     for r in rows:
-        where, n = f"{r['benchmark']}, {r['model']}", r["n_items"] * r["n_epochs"]
-        if n and r["truncated"] > 0.05 * n:
+        where, n = f"{r['benchmark']}, {r['model']}", sum(r[s] for s in COUNTED)
+        if r["truncated"] > 0.05 * n:
             ends = " to ".join(f"{100 * r[k]:.1f}" for k in ("if_truncated_wrong", "if_truncated_right"))
-            cut.setdefault(where, []).append(f"{r['preset']} {r['truncated']} of {n} ({ends} %)")
-        if r["engine_error"]: said.setdefault("engine errors, which do not count", []).append(f"{where}, {r['preset']}")
-        why = r["note"] or ("" if r["complete"] else "incomplete; what finishes early is over-represented")
-        if why: said.setdefault(why, []).append(f"{where}, {r['preset']}")
+            known = f" ({ends} %)" if r["n_items"] else ""
+            cut.setdefault(where, []).append(f"{r['preset']} {r['truncated']} of {n}{known}")
+        for why, few in _reasons(r, n): said.setdefault(why, []).append(f"{where}, {r['preset']}{few}")
     bounds = "in brackets the score if all of these were wrong, and right; a larger answer_tok would tell"
     return [*(f"{where}: answers cut off by their budget: {', '.join(each)}; {bounds}." for where, each in cut.items()),
             *(f"{'; '.join(where)}: {text.rstrip('.')}." for text, where in said.items())]
+
+def _reasons(r, n):
+    "What is to be said of a run, each with how many of its answers it is about."
+    counted = {"unasked": "prompts longer than the model's context, which were not asked and count as wrong",
+               "shortened": "answers that had less room than their budget, for want of context",
+               "engine_error": "engine errors, which do not count"}
+    for k, why in counted.items():
+        if r[k]: yield why, f" ({r[k]} of {n + r['engine_error']})"
+    if r["note"]: yield r["note"], ""
+    elif not r["complete"]: yield "incomplete; what finishes early is over-represented", ""
 
 # %% ../nbs/86_closing.ipynb #c18
 def outcome_text(

@@ -22,6 +22,7 @@ from .models import Model
 from .plans import FAKES, engine_name, fingerprint, plan_run, survey, who_answers
 from .presets import Preset, engine_args
 from .protocols import Protocol
+from .requests import unasked
 from .runs import Run, items_of, open_run
 from .scorers.text import ScoreOptions
 from .scores import read_scores, score_run, settled, unscored
@@ -85,6 +86,18 @@ def _missing(plan, hashes, stored):
     return [k for k in hashes if k not in stored or stored[k].finish_reason == "error"]
 
 # %% ../nbs/71_evaluate.ipynb #c09
+def _answers(plan, engine, requests):
+    "What the engine answers, and after it what could not be asked."
+    without_room = []
+    def askable():
+        for r in requests:
+            if r.max_tok: yield r
+            else: without_room.append(unasked(r, plan.model.context_tok))
+    answers = engine.run(askable())
+    try: yield from answers
+    finally: getattr(answers, "close", lambda: None)()
+    yield from without_room
+
 def _ask(plan, engine, writer, missing, start_s, progress):
     "Ask for what is missing; whatever ends it early, the finished answers are kept."
     from tqdm.auto import tqdm
@@ -93,7 +106,7 @@ def _ask(plan, engine, writer, missing, start_s, progress):
     total, name = plan.limit * plan.epochs, f"{plan.model.id} {plan.benchmark.id} {plan.preset.id}"
     session = Session(writer, plan.limit, plan.epochs, engine_start_s=start_s, engine=asdict(engine.info))
     bar = tqdm(desc=name, total=total, initial=total - len(todo), unit="item", disable=not progress, mininterval=0.5)
-    answers = engine.run(r for r in plan.requests(items) if r.key in todo)
+    answers = _answers(plan, engine, (r for r in plan.requests(items) if r.key in todo))
     try:
         for c in answers:
             if c.key not in todo: raise EngineError(f"The engine answered {c.key}, which was not asked for.")

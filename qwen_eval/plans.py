@@ -6,6 +6,7 @@
 __all__ = ['FAKES', 'Plan', 'fingerprint', 'who_answers', 'engine_name', 'plan_run', 'survey', 'required_context']
 
 # %% ../nbs/68_plans.ipynb #c02
+import math
 from collections.abc import Iterable, Iterator
 from copy import copy
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +18,7 @@ from .datasets.all import benchmark as find_benchmark
 from .datasets.base import Benchmark, ItemSet, Variant, item_order, load
 from .engines.all import default_engine, engines
 from .engines.base import Engine, EngineInfo
-from .errors import ConfigError
+from .errors import ConfigError, ContextOverflow
 from .fetch import writable
 from .hardware import Device, detect
 from .models import Model, model as find_model, read_json
@@ -25,7 +26,7 @@ from .presets import Preset, engine_args, preset as find_preset
 from .protocols import (Protocol, check_protocol, max_model_len, n_epochs, protocol as find_protocol,
                                  vendor_protocol)
 from .records import Item, Request
-from .requests import ByteTokenizer, build_requests
+from .requests import ByteTokenizer, build_requests, output_budget
 from .settings import settings
 from .store import run_id
 from .weights import Located, describe, generation_config, locate, template_hash, tokenizer as load_tokenizer
@@ -225,14 +226,22 @@ def survey(
     plan: Plan, # A planned run
     progress: bool = False, # Show a bar, where it takes more than two seconds?
 ) -> tuple[int, dict[tuple[str, int], str]]: # Tokens that an engine must hold; prompt hashes by item id and epoch
-    "Build every wanted prompt once and keep none; raises `ConfigError` or `ContextOverflow` for what cannot be asked."
+    "Build every wanted prompt once and keep none; raises `ContextOverflow` where not one leaves room for its budget."
     from tqdm.auto import tqdm
-    longest, hashes, wanted = 0, {}, plan.items[:plan.limit]
-    total = len(wanted) * plan.epochs
+    hashes, wanted, budget, longest = {}, plan.items[:plan.limit], output_budget(plan.variant, plan.protocol), 0
+    total, shortest = len(wanted) * plan.epochs, math.inf
     for r in tqdm(plan.requests(wanted), "prompts", total, delay=2, leave=False, disable=not progress):
-        longest = max(longest, len(r.prompt_ids) + max(map(len, r.continuation_ids), default=0))
-        hashes[r.key] = r.prompt_hash
+        n = len(r.prompt_ids) + max(map(len, r.continuation_ids), default=0)
+        longest = max(longest, n + r.max_tok - budget if r.max_tok else 0) # as if its budget were whole
+        shortest, hashes[r.key] = min(shortest, n), r.prompt_hash
+    if plan.model.context_tok and shortest + budget > plan.model.context_tok: _too_long(plan, shortest, budget)
     return max_model_len(plan.protocol, plan.model, longest, plan.variant.mode, plan.variant.answer), hashes
+
+def _too_long(plan, shortest, budget):
+    m, total = plan.model, shortest + budget
+    raise ContextOverflow(f"{plan.benchmark.id}: even the shortest prompt, of {shortest} tokens, and a budget of "
+                          f"{budget} make {total}, more than the {m.context_tok} that {m.id} holds. Take fewer "
+                          "examples (n_shot), a smaller budget, or a model with a longer context.")
 
 # %% ../nbs/68_plans.ipynb #c20
 def required_context(

@@ -81,7 +81,7 @@ class Completion:
     latency_s: float | None = None # Until the last token, seconds
     label_logprobs: tuple[float | None, ...] = () # Of `label_ids`, nats, (n_choices,); None: the engine did not say
     continuations: tuple[Continuation, ...] = () # Of `continuation_ids`, shape (n_choices,)
-    error: str = "" # What went wrong, where `finish_reason` is "error"
+    error: str = "" # What went wrong, where `finish_reason` is "error"; why it was not asked, where "length"
     prompt_hash: str = "" # Copied from the request
 
     @property

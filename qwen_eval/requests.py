@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ByteTokenizer', 'render_chat', 'encode', 'encode_chat', 'encode_pairs', 'label_tokens', 'request_seed', 'prompt_hash',
-           'output_budget', 'build_requests']
+           'output_budget', 'build_requests', 'unasked']
 
 # %% ../nbs/31_requests.ipynb #c02
 import contextlib
@@ -17,11 +17,11 @@ from dataclasses import astuple, replace
 from itertools import groupby, islice
 from typing import Any
 from .datasets.base import Benchmark, Variant
-from .errors import ConfigError, ContextOverflow
+from .errors import ConfigError
 from .models import Model
 from .prompts import Block, as_messages, as_text, choose_shots, prompts, rank_pool
 from .protocols import Protocol
-from .records import Item, Request, Sampling
+from .records import Completion, Item, Request, Sampling
 
 # %% ../nbs/31_requests.ipynb #c05
 class ByteTokenizer:
@@ -261,10 +261,7 @@ def _request(draft, variant, model, tokenizer, protocol, known):
     end = (text[-32:], block.labels if beside or variant.mode == "labels" else ())
     if end not in known: known[end] = _label_ids(tokenizer, *end, variant.chat, beside)
     n = len(ids) + max(map(len, endings), default=0)
-    if model.context_tok is not None and n + max_tok > model.context_tok:
-        raise ContextOverflow(f"item {item.id!r}: a prompt of {n} tokens and a budget of {max_tok} make {n + max_tok}, "
-                              f"more than the {model.context_tok} that {model.id} holds. Take fewer examples (n_shot), "
-                              "a smaller budget, or a model with a longer context.")
+    if model.context_tok is not None: max_tok = min(max_tok, max(model.context_tok - n, 0))
     return Request(item_id=item.id, mode=variant.mode, prompt=text, prompt_ids=tuple(ids), messages=turns,
                    max_tok=max_tok, stop=variant.stop if drawn else (),
                    label_ids=known[end], continuation_ids=tuple(map(tuple, endings)))
@@ -281,7 +278,7 @@ def build_requests(
     epochs: int = 1, # Repeats of each item
     system: str | None = None, # System text; None leaves it to the chat template
 ) -> Iterator[Request]: # One per item and epoch, the epochs of an item together, built as they are taken
-    "Requests for an engine; `ConfigError` at once for what cannot work, `ContextOverflow` for too long a prompt."
+    "Requests for an engine, with at most the budget that the context leaves; `ConfigError` for what cannot work."
     n_shot = _checked_n_shot(pool, benchmark, variant, tokenizer, protocol, system)
     if variant.chat and tokenizer is not None: render_chat(tokenizer, as_messages(Block(question="?"), system=system))
     build, ranked, known = prompts.get(variant.prompt), rank_pool(pool, protocol.seed) if n_shot else (), {}
@@ -314,3 +311,16 @@ def _seal(request, epoch, seed):
     drawn = request_seed(seed, request.item_id, epoch) if request.sampling.temperature > 0 else None
     request = replace(request, epoch=epoch, seed=drawn)
     return replace(request, prompt_hash=prompt_hash(request))
+
+# %% ../nbs/31_requests.ipynb #c56
+def unasked(
+    request: Request, # With a `max_tok` of 0
+    context_tok: int, # What the model holds
+) -> Completion: # Empty, with `finish_reason` "length" and the reason in `error`
+    "What stands in the place of an answer to a prompt that leaves no room for one."
+    n_tok = len(request.prompt_ids)
+    ending = max(map(len, request.continuation_ids), default=0)
+    beside = f" and an ending of {ending}" if ending else ""
+    why = f"not asked: a prompt of {n_tok} tokens{beside} leaves no room for an answer in the context of {context_tok}"
+    return Completion(item_id=request.item_id, epoch=request.epoch, finish_reason="length", n_prompt_tok=n_tok,
+                      label_logprobs=(None,) * len(request.label_ids), prompt_hash=request.prompt_hash, error=why)

@@ -167,10 +167,20 @@ def summary(
             "metric": run.metric, "value": e.value, "low": e.low, "high": e.high, "level": e.level, "method": e.method,
             "n_items": e.n_items, "n_epochs": m["epochs"], "max_tok": m.get("effective", {}).get("max_tok"),
             "started": m.get("started", "")[:16].replace("T", " "), **dict.fromkeys(STATUSES, 0), **e.counts,
-            "if_truncated_wrong": low, "if_truncated_right": high, "output_tok_s": p["output_tok_s"],
-            "seconds": p["seconds"], "n_output_tok": p["n_output_tok"], "complete": scored and run.complete,
-            "marks": ", ".join(m["marks"]), "note": note, "verified": m["items"]["verified"],
-            "source": m["items"]["source"], "engine": f["engine"]["name"], "device": f["device"]["name"]}
+            **_room(run, scored), "if_truncated_wrong": low, "if_truncated_right": high,
+            "output_tok_s": p["output_tok_s"], "seconds": p["seconds"], "n_output_tok": p["n_output_tok"],
+            "complete": scored and run.complete, "marks": ", ".join(m["marks"]), "note": note,
+            "verified": m["items"]["verified"], "source": m["items"]["source"],
+            "engine": f["engine"]["name"], "device": f["device"]["name"]}
+
+def _room(run, scored):
+    "Prompts that were not asked, and answers that had less than the budget, for want of context."
+    if not scored: return {"unasked": 0, "shortened": 0}
+    m = run.manifest
+    context, budget = m.get("model", {}).get("context_tok"), m.get("effective", {}).get("max_tok")
+    left_out = run.scores.detail.str.startswith("not asked")
+    tight = run.scores.n_prompt_tok + (budget or 0) > (context or math.inf)
+    return {"unasked": int(left_out.sum()), "shortened": int((tight & ~left_out).sum()) if budget else 0}
 
 # %% ../nbs/70_runs.ipynb #c15
 NOT_RESULTS = ("specimen", "fake-engine")

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qwen_eval.closing import attention
 from qwen_eval.datasets.all import benchmark
 from qwen_eval.datasets.base import load
 from qwen_eval.engines.base import Capabilities, FakeEngine, ReplayEngine
@@ -26,7 +27,7 @@ from qwen_eval.models import Model, from_checkpoint
 from qwen_eval.outputs import score_outputs
 from qwen_eval.plans import fingerprint, plan_run, required_context, survey
 from qwen_eval.records import Completion
-from qwen_eval.runs import open_run
+from qwen_eval.runs import open_run, summary
 from qwen_eval.store import RunWriter, read_completions, read_manifest
 from qwen_eval.tables import show_table
 
@@ -277,8 +278,41 @@ def test_an_engine_that_cannot_do_it_is_refused(tmp_path):
     small.info = replace(small.info, effective={"max_model_len": 64})
     with pytest.raises(ConfigError, match="holds 64 tokens"): ask(tmp_path, small)
     assert not [*tmp_path.iterdir()]
-    narrow = replace(TOY, context_tok=300)
-    with pytest.raises(ContextOverflow, match="gsm8k/test"): ask(tmp_path, FakeEngine(), model=narrow)
+    narrow = replace(TOY, context_tok=150)
+    with pytest.raises(ContextOverflow, match="gsm8k: even the shortest prompt"):
+        ask(tmp_path, FakeEngine(), model=narrow)
+
+
+LONG = [("gsm8k", "cot"), ("humaneval", None), ("arc_challenge", "letter"), ("arc_challenge", "label"),
+        ("hellaswag", "cloze")]
+
+
+@pytest.mark.parametrize("name, variant", LONG)
+def test_a_prompt_longer_than_the_context_is_counted_and_said(tmp_path, name, variant):
+    "The longest is not asked, the rest are; nothing is asked again; table and sentence say so."
+    def size(r): return len(r.prompt_ids) + max(map(len, r.continuation_ids), default=0)
+    p = plan_run(TOY, name, engine="fake", variant=variant, n_shot=0, source="specimen", answer_tok=4)
+    sizes = {r.item_id: size(r) for r in p.requests(p.items)}
+    most = max(sizes.values())
+    longest = {i for i, n in sizes.items() if n == most}
+    short = {i for i, n in sizes.items() if most > n > most - 4} if p.variant.mode == "generate" else set()
+    assert 0 < len(longest) < len(sizes)
+    engine, asked = FakeEngine("random"), []
+    submit = engine.submit
+    engine.submit = lambda r: (asked.append(r), submit(r))[1]
+    how = {"variant": variant, "n_shot": 0, "model": replace(TOY, context_tok=most), "answer_tok": 4}
+    run = ask(tmp_path, engine, name, **how)
+    assert {r.item_id for r in asked} == sizes.keys() - longest and all(r.max_tok for r in asked)
+    scores = run.scores.set_index("item_id")
+    assert (scores.loc[list(longest)].status == "truncated").all() and (scores.loc[list(longest)].value == 0).all()
+    assert scores.detail[min(longest)].startswith("not asked: a prompt of") and run.complete
+    assert run.counts["engine_error"] == 0 and all(e.n_items == len(sizes) for e in run.estimates().values())
+    row = summary(run)
+    assert (row["unasked"], row["shortened"]) == (len(longest), len(short)) and row["truncated"] >= len(longest)
+    assert f"({len(longest)} of {len(sizes)}): prompts longer than the model's context" in " ".join(attention([row]))
+    again = FakeEngine("random")
+    ask(tmp_path, again, name, **how)
+    assert again.n_requests == 0
 
 
 def test_the_engine_behind_an_address_must_be_the_planned_one(tmp_path):

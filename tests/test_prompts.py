@@ -12,12 +12,12 @@ from dataclasses import replace
 import pytest
 
 from qwen_eval.datasets.base import Benchmark, Variant
-from qwen_eval.errors import ConfigError, ContextOverflow, QwenEvalError
+from qwen_eval.errors import ConfigError, QwenEvalError
 from qwen_eval.models import Model
 from qwen_eval.prompts import LETTERS, choose_shots, correct_letter, letter_order, prompts, rank_pool
 from qwen_eval.protocols import protocol
 from qwen_eval.records import Item
-from qwen_eval.requests import ByteTokenizer, build_requests, encode, encode_pairs, label_tokens
+from qwen_eval.requests import ByteTokenizer, build_requests, encode, encode_pairs, label_tokens, unasked
 
 GREEDY, THINKING = protocol("greedy"), protocol("qwen3_thinking")
 QWEN3 = Model(id="qwen3-test", thinking="switch", context_tok=40960)
@@ -320,18 +320,23 @@ def test_requests_are_built_as_they_are_taken():
     assert next(stream).item_id == "sums/1" and next(taken) <= 300
 
 
-def test_a_prompt_beyond_the_context_names_its_item():
+@pytest.mark.parametrize("less, left", [(0, 2048), (1, 2047), (2047, 1), (2048, 0), (2060, 0)])
+def test_a_budget_is_what_the_context_leaves(less, left):
     [r] = build(SUMS[:1], COT, ByteTokenizer())
-    fits = replace(QWEN3, context_tok=len(r.prompt_ids) + r.max_tok)
-    assert build(SUMS[:1], COT, ByteTokenizer(), model=fits) == [r]
-    with pytest.raises(ContextOverflow, match=r"'sums/0'.* prompt of \d+ tokens and a budget of 2048"):
-        build(SUMS[:1], COT, ByteTokenizer(), model=replace(fits, context_tok=fits.context_tok - 1))
+    narrow = replace(QWEN3, context_tok=len(r.prompt_ids) + r.max_tok - less)
+    [found] = build(SUMS[:1], COT, ByteTokenizer(), model=narrow)
+    assert found.max_tok == left and found.prompt_ids == r.prompt_ids
+    assert (found.prompt_hash == r.prompt_hash) is (left == 2048)
 
 
 def test_a_long_ending_counts():
     rs = build(CHOICES[:3], CLOZE, ByteTokenizer())
     n = max(len(r.prompt_ids) + len(c) for r in rs for c in r.continuation_ids)
-    with pytest.raises(ContextOverflow): build(CHOICES[:3], CLOZE, ByteTokenizer(), model=replace(QWEN3, context_tok=n))
+    for context_tok, n_without in ((n + 1, 0), (n, 1)):
+        narrow = build(CHOICES[:3], CLOZE, ByteTokenizer(), model=replace(QWEN3, context_tok=context_tok))
+        left_out = [r for r in narrow if r.max_tok == 0]
+        assert len(left_out) >= n_without and (n_without or not left_out)
+        for r in left_out: assert f"in the context of {context_tok}" in unasked(r, context_tok).error
 
 
 @pytest.mark.parametrize("variant, items, message", [

@@ -29,11 +29,14 @@ def settle(
     generated: bool = True, # Was text generated, which a budget can cut off?
 ) -> Score: # With the status that follows
     "The score of a completion, with its status: truncated before no answer before scored."
-    cut = generated and completion.finish_reason == "length"
+    cut = _not_asked(completion) or (generated and completion.finish_reason == "length")
     status = "truncated" if cut else "no_answer" if answer is None else "scored"
     return Score(item_id=completion.item_id, epoch=completion.epoch, value=0.0 if answer is None else float(value),
                  status=status,
-                 answer=answer, detail=detail, metrics=dict(metrics or {}))
+                 answer=answer, detail=completion.error[:200] or detail, metrics=dict(metrics or {}))
+
+def _not_asked(completion): # for want of context
+    return completion.finish_reason == "length" and bool(completion.error)
 
 # %% ../../nbs/51_scorers.text.ipynb #c09
 scorers = Registry("scorer")
@@ -90,6 +93,7 @@ def letter_scorer(
     value = float(said is not None and letter_order(item)[LETTERS.index(said)] == item.target)
     metrics = {"acc": value}
     if any(p is not None for p in completion.label_logprobs): metrics["label_acc"] = _label_credit(item, completion)[0]
+    elif completion.label_logprobs and _not_asked(completion): metrics["label_acc"] = 0.0
     return settle(completion, value, said, "" if said else "no letter found", metrics)
 
 # %% ../../nbs/51_scorers.text.ipynb #c20
@@ -120,6 +124,8 @@ def label_scorer(
     variant: Variant, # Not read
 ) -> Score: # 1 where the right letter is the likeliest, shared where several are
     "Is the likeliest letter that of the right option?"
+    if _not_asked(completion):
+        return settle(completion, 0, None, metrics={"acc": 0.0, "label_acc": 0.0}, generated=False)
     if all(p is None for p in completion.label_logprobs):
         return engine_error(_with_error(completion, "no label log-probabilities came back"))
     credit, said = _label_credit(item, completion)
@@ -130,6 +136,8 @@ def _with_error(completion, error):
     return replace(completion, error=completion.error or error)
 
 # %% ../../nbs/51_scorers.text.ipynb #c29
+_CLOZE = ("acc", "acc_norm", "acc_bytes", "acc_tok")
+
 @scorer("cloze")
 def cloze(
     item: Item, # Its target is the index of a choice
@@ -138,6 +146,8 @@ def cloze(
 ) -> Score: # 1 where the right ending is preferred, shared where several are
     "Is the right ending the likeliest, by sum, per character, per byte and per token?"
     ends = completion.continuations
+    if _not_asked(completion):
+        return settle(completion, 0, None, metrics=dict.fromkeys(_CLOZE, 0.0), generated=False)
     if not ends: return engine_error(_with_error(completion, "no continuation scores came back"))
     if len(ends) != len(item.choices):
         raise ConfigError(f"item {item.id!r} has {len(item.choices)} choices, its completion {len(ends)} "
