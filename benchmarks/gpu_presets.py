@@ -14,9 +14,9 @@ from pathlib import Path
 
 from qwen_eval.engines.process import EngineProcess
 from qwen_eval.evaluation import evaluate
-from qwen_eval.plans import required_context
 from qwen_eval.hardware import detect, fit
 from qwen_eval.models import model as find_model
+from qwen_eval.plans import required_context
 from qwen_eval.presets import engine_args, preset
 
 

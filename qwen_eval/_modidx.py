@@ -21,6 +21,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'qwen_eval.archives._leave': ('archives.html#_leave', 'qwen_eval/archives.py'),
                                     'qwen_eval.archives._pack': ('archives.html#_pack', 'qwen_eval/archives.py'),
                                     'qwen_eval.archives._place': ('archives.html#_place', 'qwen_eval/archives.py'),
+                                    'qwen_eval.archives._sweep': ('archives.html#_sweep', 'qwen_eval/archives.py'),
                                     'qwen_eval.archives._tar': ('archives.html#_tar', 'qwen_eval/archives.py'),
                                     'qwen_eval.archives._unpack': ('archives.html#_unpack', 'qwen_eval/archives.py'),
                                     'qwen_eval.archives._warnings': ('archives.html#_warnings', 'qwen_eval/archives.py'),

@@ -15,6 +15,7 @@ import shutil
 import struct
 import tarfile
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator
 from html import escape
@@ -258,6 +259,11 @@ def _how(n, here, sent):
     return ""
 
 # %% ../nbs/79_archives.ipynb #c18
+def _sweep(runs, old_s=86_400): # what an import left that was killed a day ago or longer
+    for f in runs.glob(".import-*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - f.stat().st_mtime > old_s: shutil.rmtree(f, ignore_errors=True)
+
 def import_run(
     archive: str | Path, # As `export_run` made it
     root: Path | str | None = None, # Folder of the runs; that of the settings by default
@@ -267,6 +273,7 @@ def import_run(
     file, runs = Path(archive).expanduser(), writable(Path(root) if root else settings().runs, "Runs")
     try: opened = open(file, "rb") # noqa: SIM115
     except OSError as e: raise ConfigError(f"{file} cannot be read: {e.strerror}. Name an archive of a run.") from None
+    _sweep(runs)
     with opened, tempfile.TemporaryDirectory(prefix=".import-", dir=runs) as tmp:
         unpacked = _unpack(_Stream(opened, file.name), Path(tmp), max_gib)
         name = _whose(unpacked, file.name)

@@ -161,6 +161,7 @@ def run_(
     system: SystemText = None,
     adapter: Annotated[str | None, typer.Option(help="LoRA adapter on every model: folder or hub id.")] = None,
     chat_template: TemplateName = None,
+    model_variant: Annotated[str | None, typer.Option(help="base or chat, where the files mislead.")] = None,
     checkpoints: Annotated[str, typer.Option(help="Folder of a training run: all its checkpoints.")] = "",
     answer_tok: Annotated[int | None, typer.Option(min=1, help="Budget for an answer, tokens.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of examples, draws and the order of items.")] = None,
@@ -186,7 +187,7 @@ def run_(
                           f"--benchmarks {','.join([*words(benchmarks), *astray])}")
     asked = Study(id="run", models=tuple(models), benchmarks=tuple(words(benchmarks)), presets=tuple(words(preset)),
                   protocol=protocol, limit=limit, seed=seed, variant=variant, n_shot=shots, answer_tok=answer_tok,
-                  system=system, adapter=adapter, chat_template=chat_template, checkpoints=checkpoints,
+                  system=system, adapter=adapter, chat_template=chat_template, checkpoints=checkpoints, model_variant=model_variant,
                   allow_specimens=allow_specimens, allow_unsafe_code=allow_unsafe_code)
     _finish(run_study(asked, notebooks=False), as_json)
 
@@ -195,7 +196,8 @@ def _finish(outcome, as_json):
     "Print what a study came to; exit 1 where something failed."
     from qwen_eval.closing import outcome_text
     from qwen_eval.terminal import is_terminal
-    say(outcome.rows, lambda rows: outcome_text(outcome, colour=is_terminal()), as_json)
+    found = {"rows": outcome.rows, "differences": outcome.differences} if outcome.differences else outcome.rows
+    say(found, lambda _: outcome_text(outcome, colour=is_terminal()), as_json)
     for failure in outcome.failures: print(f"FAILED {failure}", file=sys.stderr)
     if outcome.failures: raise typer.Exit(1)
 

@@ -23,9 +23,9 @@ class Edge(TyperGroup):
             print(f"qwen-eval: {e}", file=sys.stderr)
             raise typer.Exit(2) from None
         except OSError as e:
-            if not e.filename: raise
-            print(f"qwen-eval: {e.filename}: {e.strerror}. Name another place in settings.ini or free this one; "
-                  "what is finished is kept.", file=sys.stderr)
+            what = f"{e.filename}: {e.strerror}" if e.filename else e.strerror or str(e)
+            print(f"qwen-eval: {what}. Name another place in settings.ini or free this one; what is finished is kept.",
+                  file=sys.stderr)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             import shlex

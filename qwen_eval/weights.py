@@ -251,6 +251,7 @@ def tokenizer(
     located: Located, # Where the weights lie
 ) -> Any: # A fast tokenizer of transformers
     "The tokenizer that lies beside the weights, from disk only, with the model's own chat template where it has one."
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE") # transformers loads torch, whose threads would spin beside us
     from transformers import AutoTokenizer
     try: found = AutoTokenizer.from_pretrained(located.path, local_files_only=True)
     except Exception as e:
