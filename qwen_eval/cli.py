@@ -187,8 +187,8 @@ def run_(
                           f"--benchmarks {','.join([*words(benchmarks), *astray])}")
     asked = Study(id="run", models=tuple(models), benchmarks=tuple(words(benchmarks)), presets=tuple(words(preset)),
                   protocol=protocol, limit=limit, seed=seed, variant=variant, n_shot=shots, answer_tok=answer_tok,
-                  system=system, adapter=adapter, chat_template=chat_template, checkpoints=checkpoints, model_variant=model_variant,
-                  allow_specimens=allow_specimens, allow_unsafe_code=allow_unsafe_code)
+                  system=system, adapter=adapter, chat_template=chat_template, checkpoints=checkpoints,
+                  model_variant=model_variant, allow_specimens=allow_specimens, allow_unsafe_code=allow_unsafe_code)
     _finish(run_study(asked, notebooks=False), as_json)
 
 # %% ../nbs/90_cli.ipynb #c14
