@@ -355,6 +355,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'qwen_eval/engines/process.py'),
                                            'qwen_eval.engines.process._environment': ( 'engines.process.html#_environment',
                                                                                        'qwen_eval/engines/process.py'),
+                                           'qwen_eval.engines.process._hello': ( 'engines.process.html#_hello',
+                                                                                 'qwen_eval/engines/process.py'),
                                            'qwen_eval.engines.process._make': ( 'engines.process.html#_make',
                                                                                 'qwen_eval/engines/process.py'),
                                            'qwen_eval.engines.process._pack': ( 'engines.process.html#_pack',

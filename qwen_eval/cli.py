@@ -143,7 +143,7 @@ def prompt_(
     from dataclasses import asdict
     from qwen_eval.preview import preview, preview_text
     how = {"variant": variant, "n_shot": shots, "system": system, "chat_template": chat_template}
-    found = preview(name, benchmark, int(item) if item.isdigit() else item, protocol=protocol,
+    found = preview(name, benchmark, int(item) if item.isdecimal() else item, protocol=protocol,
                     allow_specimens=allow_specimens, **{k: v for k, v in how.items() if v is not None})
     say(asdict(found) if as_json else found, preview_text, as_json)
 

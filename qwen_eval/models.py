@@ -252,8 +252,13 @@ def _count_in_files(folder):
     total = 0
     for file in sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("*.safetensors")):
         try:
-            with open(file, "rb") as f: head = json.loads(f.read(min(int.from_bytes(f.read(8), "little"), 100_000_000)))
-            total += sum(math.prod(t["shape"]) for name, t in head.items() if name != "__metadata__")
+            with open(file, "rb") as f:
+                n_head = int.from_bytes(f.read(8), "little")
+                head = json.loads(f.read(min(n_head, 100_000_000)))
+            tensors = [t for name, t in head.items() if name != "__metadata__"]
+            n_bytes = 8 + n_head + max((t["data_offsets"][1] for t in tensors), default=0)
+            if file.stat().st_size < n_bytes: raise ValueError("cut off")
+            total += sum(math.prod(t["shape"]) for t in tensors)
         except (OSError, ValueError, KeyError):
             raise ConfigError(f"{file} is no safetensors file: a broken download, or a pointer that git lfs left. "
                               "Fetch it again.") from None
@@ -267,6 +272,12 @@ def config_facts(
     config: Mapping[str, Any], # A `config.json` of the hub
 ) -> dict[str, int | None]: # Our field name -> value, None where the config does not say
     "The dimensions that a config states, and the numbers of weights that follow from them."
+    told = config.get("text_config") or config
+    for key in ("num_attention_heads", *_CONFIG_KEYS.values()):
+        value = told.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigError(f"config.json says {key} = {value!r}; it is a whole number from 1 on. Correct the file, "
+                              "or fetch it again.")
     total, embeddings = count_params(config) or (None, None)
     return _dimensions(config) | {"n_params": total, "n_params_non_embedding": total and total - embeddings}
 

@@ -147,10 +147,13 @@ def _dtype(located):
 @lru_cache(maxsize=4)
 def _tokenizer_of(located): return load_tokenizer(located)
 
-def _check_wish(limit, runs):
-    "The folder of the runs; raises `ConfigError` for a limit that is none, or a folder that cannot be written."
+def _check_wish(limit, runs, system):
+    "The folder of the runs; raises `ConfigError` for a limit or a text that is none, or no place to write."
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise ConfigError(f"limit is {limit!r}; it is a number of items from 1 on, or None for all.")
+    try: (system or "").encode()
+    except UnicodeEncodeError as e:
+        raise ConfigError(f"the system text is not Unicode at character {e.start + 1}; correct it.") from None
     return writable(Path(runs).expanduser().resolve() if runs else settings().runs, "Runs")
 
 def _given(values): return {k: x for k, x in values.items() if x is not None}
@@ -204,7 +207,7 @@ def plan_run(
     asked = {k: _say(x) for k, x in _given({**locals(), **overrides, "overrides": None, "item_set": None}).items()}
     m = find_model(model, **_given({"adapter": adapter, "chat_template": chat_template, "variant": model_variant}))
     p = find_protocol(protocol, **overrides, **_given({"n_shot": n_shot, "seed": seed}))
-    b, ps, folder, m = find_benchmark(benchmark), find_preset(preset), _check_wish(limit, runs), describe(m)
+    b, ps, folder, m = find_benchmark(benchmark), find_preset(preset), _check_wish(limit, runs, system), describe(m)
     name, v = b.variant(variant or p.variant, m.variant)
     system = m.system if system is None and v.chat else system
     check_protocol(p, m, v.mode, answer=v.answer)

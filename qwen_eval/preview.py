@@ -27,6 +27,7 @@ class Preview:
     protocol: str # Its id
     position: int # Of the item in the seeded order, from 0
     item_id: str # The item
+    marks: tuple[str, ...] = () # What must be said beside it, such as "specimen"
     mode: str # "generate", "labels" or "continuations"
     text: str # The prompt, special tokens included
     ids: tuple[int, ...] # The same as token ids, shape (n_tok,)
@@ -62,8 +63,9 @@ def preview(
     tok, bos = plan.tokenizer, getattr(plan.tokenizer, "bos_token_id", None)
     shown = _labels(plan, plan.items[place])
     return Preview(model=plan.model.id, benchmark=plan.benchmark.id, variant=plan.variant_name,
-                   protocol=plan.protocol.id, position=place, item_id=r.item_id, mode=r.mode, text=r.prompt,
-                   ids=r.prompt_ids, tokens=tuple(tok.decode([i]) for i in r.prompt_ids), max_tok=r.max_tok,
+                   protocol=plan.protocol.id, position=place, item_id=r.item_id, marks=plan.item_set.marks,
+                   mode=r.mode, text=r.prompt, ids=r.prompt_ids,
+                   tokens=tuple(tok.decode([i]) for i in r.prompt_ids), max_tok=r.max_tok,
                    n_bos=0 if bos is None else len([*takewhile(lambda i: i == bos, r.prompt_ids)]), stop=r.stop,
                    sampling=vars(r.sampling), labels=tuple(zip(shown, r.label_ids, strict=False)),
                    continuations=tuple((tok.decode(ids), ids) for ids in r.continuation_ids),
@@ -98,7 +100,8 @@ def preview_text(
     drawn = ", ".join(f"{k} {v:g}" for k, v in p.sampling.items())
     budget = f"budget {p.max_tok} tokens, {drawn}, stop {', '.join(map(repr, p.stop)) or 'none'}"
     facts = {"model": p.model, "benchmark": f"{p.benchmark} ({p.variant}), protocol {p.protocol}",
-             "item": f"{p.position}: {p.item_id}", "wanted": p.mode + (f", {budget}" if p.mode == "generate" else ""),
+             "item": ", ".join((f"{p.position}: {p.item_id}", *p.marks)),
+             "wanted": p.mode + (f", {budget}" if p.mode == "generate" else ""),
              "template": p.template or "none: plain text", "BOS": f"{p.n_bos} at the start",
              "prompt": f"{len(p.ids)} tokens, hash {p.prompt_hash}"}
     head = "\n".join(f"{k:>9}  {v}" for k, v in facts.items())

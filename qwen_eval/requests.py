@@ -97,7 +97,10 @@ def _templated(tokenizer, turns, thinking, tools):
     try: return tokenizer.apply_chat_template(turns, tools=list(tools) or None, tokenize=False,
                                               enable_thinking=thinking, add_generation_prompt=True,
                                               date_string="26 Jul 2024")
-    except (TypeError, ValueError, jinja2.TemplateError) as e:
+    except jinja2.TemplateSyntaxError as e:
+        raise ConfigError(f"the chat template has an error in line {e.lineno}: {e.message}. Correct it, or take the "
+                          "tokenizer's own.") from None
+    except Exception as e: # a template is a program, of whoever wrote it
         roles = ", ".join(m["role"] for m in turns)
         raise ConfigError(f"the chat template refuses turns of {roles}: {e}. "
                           "Leave the system text out, or put examples into one turn.") from None

@@ -242,8 +242,10 @@ def read_manifest(
 ) -> dict[str, Any]: # As it was last written
     "What is known about a run; raises `IntegrityError` where the file cannot be read."
     file = Path(path) / "manifest.json"
-    try: return json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as e:
+    try:
+        if isinstance(found := json.loads(file.read_text(encoding="utf-8")), dict): return found
+        raise ValueError(f"it holds a {type(found).__name__}")
+    except (ValueError, OSError, RecursionError) as e:
         raise IntegrityError(f"{file} cannot be read ({e}). Without it nobody knows what was asked: "
                              "move the folder away and run again.") from None
 

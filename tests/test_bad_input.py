@@ -68,10 +68,22 @@ def refused(*words):
       "--allow-specimens"), "labels"),
     (("run", "smollm2_135m", "--benchmarks", ","), "no benchmarks"),
     (("study", "run", "nothing"), "Unknown study 'nothing'"),
+    (("run", "{folder:max_position_embeddings=long}", "--benchmarks", "gsm8k", "--allow-specimens"), "'long'; it is a"),
+    (("run", "{folder:num_hidden_layers=-1}", "--benchmarks", "gsm8k", "--allow-specimens"), "num_hidden_layers = -1"),
+    (("run", "{folder:max_position_embeddings=0}", "--benchmarks", "gsm8k", "--allow-specimens"), "embeddings = 0"),
+    (("prompt", "smollm2_135m", "gsm8k", "--item", "\u00b2", "--allow-specimens"), "Unknown item of gsm8k"),
     (("score", "nowhere.jsonl", "--benchmark", "gsm8k"), "cannot be read"),
     (("rescore", "nothing"), "Unknown run 'nothing'"),
 ])
 def test_words_that_cannot_work(lab, words, said):
+    for n, word in enumerate(words):
+        if not word.startswith("{folder:"): continue
+        key, _, value = word[8:-1].partition("=")
+        facts = {"model_type": "qwen3", "num_hidden_layers": 2, "max_position_embeddings": 512, "hidden_size": 8,
+                 key: int(value) if value.lstrip("-").isdecimal() else value}
+        (lab / "mine").mkdir()
+        (lab / "mine" / "config.json").write_text(json.dumps(facts))
+        words = (*words[:n], str(lab / "mine"), *words[n + 1:])
     assert said in refused(*words)
     assert not list(lab.glob("runs/*/*.json*"))
 

@@ -647,3 +647,19 @@ def test_smollm2_speaks(tmp_path):
     cold = said["cloze", 0]
     assert [c.logprob for c in warm.continuations] == pytest.approx([c.logprob for c in cold.continuations], abs=0.02)
     assert warm.n_cached_tok > 0 and min(cold.continuations, key=lambda c: c.logprob) == cold.continuations[1]
+
+
+@pytest.mark.engine
+def test_transformers_answers_from_a_process_of_its_own(tiny, transformers_engine):
+    "As a study asks it; its facts have to go through the socket."
+    ask = [Request(item_id=f"i/{n}", prompt_ids=(5 + n, 6, 7), max_tok=6) for n in range(3)]
+    with EngineProcess("transformers", tiny, ARGS, timeout_s=120) as process, process.connect() as engine:
+        far = {c.key: c.text for c in engine.run(ask)}
+        assert engine.info.name == "transformers" and engine.info.version == transformers_engine.info.version
+    assert far == {c.key: c.text for c in transformers_engine.run(ask)}
+
+
+def test_an_engine_whose_facts_cannot_be_sent_ends_at_once(tmp_path):
+    engine = FakeEngine()
+    engine.info = replace(engine.info, effective={"torch": type("Odd", (str,), {})("2.0")})
+    with pytest.raises(TypeError, match="Odd"): Server(engine, tmp_path / "engine")

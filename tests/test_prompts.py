@@ -17,7 +17,7 @@ from qwen_eval.models import Model
 from qwen_eval.prompts import LETTERS, choose_shots, correct_letter, letter_order, prompts, rank_pool
 from qwen_eval.protocols import protocol
 from qwen_eval.records import Item
-from qwen_eval.requests import ByteTokenizer, build_requests, encode, encode_pairs, label_tokens, unasked
+from qwen_eval.requests import ByteTokenizer, build_requests, encode, encode_pairs, label_tokens, render_chat, unasked
 
 GREEDY, THINKING = protocol("greedy"), protocol("qwen3_thinking")
 QWEN3 = Model(id="qwen3-test", thinking="switch", context_tok=40960)
@@ -387,3 +387,18 @@ def test_all_of_hellaswag_with_ten_examples_in_thirty_seconds(qwen):
     rs = build_requests(found.items, found.items, bench, variant, QWEN3, qwen["qwen3"], GREEDY)
     n = sum(len(r.continuation_ids) for r in rs)
     assert n == 4 * 10042 and time.process_time() - start < 30
+
+
+@pytest.mark.parametrize(("template", "said"), [
+    ("{{ 1/0 }}", "division by zero"), ("{{ range(10 ** 9) | list }}", "ange"), ("{% if %}", "error in line 1"),
+    ("a\n{{ x }", "error in line 2"), ("{{ messages[7].content.x }}", "refuses turns of user"),
+    ("{{ raise_exception('no') }}", "no")])
+def test_a_template_that_fails_is_said_in_one_line(template, said):
+    "Whatever a template does, it is the template's fault and no traceback."
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    tokenizer.chat_template = template
+    with pytest.raises(ConfigError, match=said) as e:
+        render_chat(tokenizer, [{"role": "user", "content": "Hello"}])
+    assert "\n" not in str(e.value)

@@ -53,6 +53,7 @@ def _unpack(data): # a Message
     return msgspec.msgpack.decode(data, type=Message)
 
 # %% ../../nbs/45_engines.process.ipynb #c09
+def _hello(e): return Message(op="hello", capabilities=e.capabilities, info=e.info, window=e.window)
 class _Channel: # a connection with a thread that reads and one that writes: no signal can break a message in two
     def __init__(self, connection, inbox):
         self.connection, self.inbox, self.outbox, self.tickets = connection, inbox, queue.SimpleQueue(), {}
@@ -92,6 +93,7 @@ class Server:
         from multiprocessing.connection import Listener
         self.engine, self.address, self.stopping = engine, str(address), False
         self._inbox, self._routes = queue.SimpleQueue(), {} # our ticket -> client and its ticket
+        _pack(_hello(engine)) # what cannot be said ends it here, or every client would ask for ever
         self._clients, self._listener = set(), Listener(self.address, family="AF_UNIX", backlog=64)
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -127,8 +129,7 @@ class Server:
         if message is None: self._forget(client)
         elif message.op == "hello":
             self._clients.add(client)
-            e = self.engine
-            client.outbox.put(Message(op="hello", capabilities=e.capabilities, info=e.info, window=e.window))
+            client.outbox.put(_hello(self.engine))
         elif message.op == "submit":
             for theirs, request in message.requests:
                 ours = self.engine.submit(request)

@@ -94,8 +94,9 @@ def _load(path, args):
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        net = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=dtype,
+        only = {"local_files_only": True, "trust_remote_code": False} # a checkpoint's own code is never run
+        tokenizer = AutoTokenizer.from_pretrained(path, **only)
+        net = AutoModelForCausalLM.from_pretrained(path, **only, dtype=dtype,
                                                    attn_implementation=args.get("attn_implementation", "sdpa"))
         net = net.to(kind).eval()
         if lora: _put_on_top(net, lora)
@@ -151,7 +152,7 @@ def _cacheable(net): # does its cache hold one entry for each position, and noth
 
 def _numerics(net): # what may change the last digit of a log-probability
     import torch
-    return {"attn_implementation": net.config._attn_implementation, "torch": torch.__version__,
+    return {"attn_implementation": net.config._attn_implementation, "torch": str(torch.__version__),
             "threads": torch.get_num_threads(), "prefix_caching": False}
 
 def _ends(net, tokenizer): # ids of the tokens that end an answer
