@@ -103,7 +103,7 @@ HARM = [ # what was done; which check sees it, as what, in which words
     (edit("counts", lambda m: m["counts"].update(scored=1)), "scores", "warning", "rescore the run"),
     (edit("no_stages", lambda m: m.pop("stages")), "completions", "broken", "KeyError"),
     (lambda p: (p / FILES[0]).unlink(), "manifest", "broken", "cannot be read"),
-    (lambda p: (p / FILES[0]).write_text("[1]"), "manifest", "broken", "format 1"),
+    (lambda p: (p / FILES[0]).write_text("[1]"), "manifest", "broken", "it holds a list"),
     (lambda p: (p / FILES[0]).write_bytes(b"\xff\x00{"), "manifest", "broken", "cannot be read"),
     (lambda p: (p / FILES[1]).unlink(), "completions", "broken", "no file of them"),
     (lines("torn_tail", lambda x: [*x, b'{"item_id":"gs']), "completions", "warning", "14 bytes"),
