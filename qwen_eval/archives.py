@@ -223,9 +223,8 @@ def _unpack(stream, folder, max_gib):
 def _whose(unpacked, where):
     "The run's id, from its fingerprint; the folder in the archive has to be called so."
     try: name = run_id(read_manifest(unpacked)["fingerprint"])
-    except (KeyError, TypeError, AttributeError, IntegrityError) as e:
-        said = str(e).partition("manifest.json ")[2].partition(". ")[0] if isinstance(e, IntegrityError) else repr(e)
-        raise IntegrityError(f"{where}, member 'manifest.json': no fingerprint of a run ({said}).") from None
+    except (KeyError, TypeError, AttributeError, IntegrityError):
+        raise IntegrityError(f"{where}, member 'manifest.json': no fingerprint of a run is in it.") from None
     if unpacked.name == f"run-{name[-_MOST_NAME:]}": return name
     raise IntegrityError(f"{where}, member 'manifest.json': it is that of run {name}, in a folder called "
                          f"{unpacked.name[4:]}. Nothing was imported.")

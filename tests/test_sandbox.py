@@ -53,7 +53,7 @@ CONTAINED = {
     "signal by ownership": "import fcntl\na, b = socket.socketpair()\nrefused(lambda: fcntl.fcntl(a, fcntl.F_SETOWN, HOST_PID))",
     "ptrace": "refused(lambda: call('ptrace', 16, os.getppid(), 0, 0), lambda: call('ptrace', 16, HOST_PID, 0, 0), lambda: call('ptrace', 0, 0, 0, 0))",
     "memory of others": "buf = ctypes.create_string_buffer(64)\nrefused(lambda: open(f'/proc/{os.getppid()}/mem', 'r+b'), lambda: open(f'/proc/{HOST_PID}/mem', 'rb'), lambda: syscall(310, os.getppid(), 0, 0, 0, 0, 0))",
-    "proc of the parent": "p = f'/proc/{os.getppid()}'\nrefused(lambda: open(p + '/environ').read(), lambda: os.listdir(p + '/fd'), lambda: os.listdir(p + '/root/home'), lambda: os.listdir(p + '/cwd/home'))",
+    "proc of the parent": "p = f'/proc/{os.getppid()}'\nrefused(lambda: open(p + '/environ').read(), lambda: os.listdir(p + '/fd'), *[lambda d=d: os.listdir(os.path.join(p, d, 'home')) for d in ('root', 'cwd')])",
     "proc writes": "refused(*[lambda f=f: open(f, 'w').write('1') for f in ('/proc/sys/kernel/core_pattern', '/proc/sysrq-trigger', '/proc/sys/vm/drop_caches', '/proc/self/uid_map', '/proc/1/oom_score_adj', '/sys/kernel/uevent_helper')])",
     "limits of others": "import resource\nrefused(lambda: resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1)), lambda: resource.prlimit(HOST_PID, resource.RLIMIT_CPU, (1, 1)))",
     "raise own limits": "import resource\nrefused(*[lambda r=r: resource.setrlimit(r, (2**40, 2**40)) for r in (resource.RLIMIT_AS, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CPU)])",
