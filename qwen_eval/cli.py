@@ -244,6 +244,7 @@ def score_(
     benchmark: Annotated[str, typer.Option(help="What they answer.")],
     data: Annotated[Path | None, typer.Option(help="The benchmark's rows, where nothing else has them.")] = None,
     variant: Annotated[str | None, typer.Option(help="How the benchmark was asked.")] = None,
+    allow_specimens: SpecimensFlag = False,
     allow_unsafe_code: UnsafeFlag = False,
     as_json: JsonFlag = False,
 ):
@@ -257,7 +258,8 @@ def score_(
     qwen-eval score outputs.jsonl --benchmark gsm8k --data gsm8k.jsonl.gz --json
     """
     from qwen_eval.outputs import score_outputs
-    scored = score_outputs(outputs, benchmark, data=data, variant=variant, allow_unsafe_code=allow_unsafe_code)
+    scored = score_outputs(outputs, benchmark, data=data, variant=variant, allow_specimens=allow_specimens,
+                           allow_unsafe_code=allow_unsafe_code)
     say(dict(scored) if as_json else scored, repr, as_json)
 
 # %% ../nbs/90_cli.ipynb #c18

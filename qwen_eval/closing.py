@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['chance', 'result_rows', 'difference_rows', 'difference_text', 'Failure', 'StudyOutcome', 'attention', 'outcome_text',
-           'close_study', 'write_csv', 'facts', 'environments', 'lead']
+           'report_folder', 'close_study', 'write_csv', 'facts', 'environments', 'lead']
 
 # %% ../nbs/86_closing.ipynb #c02
 import csv
@@ -73,17 +73,10 @@ def _difference(run, other):
     a, b = ({k: r.manifest["fingerprint"][k] for k in ("benchmark", "items", "protocol")} for r in (run, other))
     if moved := differences(a, b): note = f"asked in another way, not compared: {moved}"
     else:
-        (x, ids), (y, other_ids) = _values(run, m.column), _values(other, m.column)
+        (x, ids), (y, other_ids) = run.values(m.column), other.values(m.column)
         try: e = paired_difference(x, y, ids, other_ids, m.kind, m.range, metric=m.id)
         except ConfigError as why: note = f"not compared: {why}"
     return {**({k: getattr(e, k) for k in keys} if not note else dict.fromkeys(keys)), "note": note}
-
-def _values(run, column):
-    "Values, NaN where nothing was judged, shape (n_items, n_epochs), and the ids of their items."
-    frame = run.scores
-    kept = frame.assign(kept=frame[column].where(frame.status.isin(COUNTED)))
-    table = kept.pivot(index="item_id", columns="epoch", values="kept")
-    return table.to_numpy(float), list(table.index)
 
 # %% ../nbs/86_closing.ipynb #c09
 def difference_text(
@@ -142,7 +135,7 @@ def attention(
             known = f" ({ends} %)" if r["n_items"] else ""
             cut.setdefault(where, []).append(f"{r['preset']} {r['truncated']} of {n}{known}")
         for why, few in _reasons(r, n): said.setdefault(why, []).append(f"{where}, {r['preset']}{few}")
-    bounds = "in brackets the score if all of these were wrong, and right; a larger answer_tok would tell"
+    bounds = "in brackets the score if all of these were wrong, and right; a larger --answer-tok would tell"
     return [*(f"{where}: answers cut off by their budget: {', '.join(each)}; {bounds}." for where, each in cut.items()),
             *(f"{'; '.join(where)}: {text.rstrip('.')}." for text, where in said.items())]
 
@@ -153,6 +146,7 @@ def _reasons(r, n):
                "engine_error": "engine errors, which do not count"}
     for k, why in counted.items():
         if r[k]: yield why, f" ({r[k]} of {n + r['engine_error']})"
+    if r["n_sessions"] > 1: yield "resumed; its seconds are those of all its sessions together", ""
     if r["note"]: yield r["note"], ""
     elif not r["complete"]: yield "incomplete; what finishes early is over-represented", ""
 
@@ -169,13 +163,15 @@ def outcome_text(
     rows = records(outcome.rows)
     signs, table, last = explain_marks(rows), Table(box=box.SIMPLE_HEAD, pad_edge=False), None
     several = len({r["model"] for r in rows}) > 1
-    for name in ("benchmark", *(["model"] if several else []), *COLUMNS.values()):
-        table.add_column(name, justify="left" if name in ("benchmark", "model", "preset") else "right", no_wrap=True)
+    for name in ("benchmark", *(["model"] if several else []), *COLUMNS.values(), "run"):
+        left = name in ("benchmark", "model", "preset", "run")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for r in rows:
         what = f"{r['benchmark']} ({r['metric']}, {r['variant']})"
         if last not in (None, what): table.add_section()
         cells = shown(r, signs)
-        line = ("" if what == last else what, *([r["model"]] if several else []), *(cells[k] for k in COLUMNS))
+        line = ("" if what == last else what, *([r["model"]] if several else []), *(cells[k] for k in COLUMNS),
+                r["run_id"].rpartition("--")[2])
         table.add_row(*map(Text, line))
         last = what
     buffer = io.StringIO()
@@ -189,14 +185,22 @@ def outcome_text(
     return "\n".join([*(x for x in lines if x), *table, *notes, *([""] if paths else []), *paths])
 
 # %% ../nbs/86_closing.ipynb #c22
+def report_folder(
+    plan: StudyPlan, # A plan
+) -> Path: # Need not exist
+    "Where a study's files lie; with hand-written specimens among its items, beside those of real ones."
+    marks = {mark for r in plan.runs for mark in r.plan.marks}
+    return settings().reports / (plan.study.id + ("-specimens" if "specimen" in marks else ""))
+
+# %% ../nbs/86_closing.ipynb #c23
 def close_study(
     name: str | Study | StudyPlan, # A study or its plan
     failures: Sequence[Failure] = (), # What went wrong
-    reports: Path | None = None, # Folder of the study's files; that of the settings and the study's name by default
+    reports: Path | None = None, # Folder of the study's files; `report_folder` by default
 ) -> StudyOutcome: # With the paths of all that was written
     "Write table, figure and report of whatever is stored; raises `ConfigError` where nothing is and nothing failed."
     p = name if isinstance(name, StudyPlan) else plan(name)
-    folder, rows = Path(reports or settings().reports / p.study.id), result_rows(p)
+    folder, rows = Path(reports or report_folder(p)), result_rows(p)
     if not rows: _clear(p, folder, failures)
     files = {"table": write_csv(rows, folder / "results.csv")} if rows else {}
     steps = difference_rows(p)
@@ -225,7 +229,7 @@ def _clear(plan, folder, failures):
     for name in ("results.csv", "differences.csv", *(f"forest.{k}" for k in ("pdf", "svg", "png", "json"))):
         (folder / name).unlink(missing_ok=True)
 
-# %% ../nbs/86_closing.ipynb #c23
+# %% ../nbs/86_closing.ipynb #c24
 def write_csv(
     rows: Sequence[dict[str, Any]], # As `result_rows` makes them
     path: Path, # The file; folders are made
@@ -237,7 +241,7 @@ def write_csv(
     writer.writerows(rows)
     return write_atomic(path, text.getvalue())
 
-# %% ../nbs/86_closing.ipynb #c24
+# %% ../nbs/86_closing.ipynb #c25
 _FACTS = ("run_id", "started", "effective", "marks", "items", "model", "benchmark", "protocol", "stages")
 _LEFT_OUT = ("path", "data_file", "sources", "asked", "aliases", "differences", "pypi_sha256")
 
@@ -251,7 +255,7 @@ def facts(
     engine = (manifest.get("sessions") or [{}])[-1].get("engine", {})
     return without_paths(kept({k: manifest[k] for k in _FACTS if k in manifest} | {"engine": engine}))
 
-# %% ../nbs/86_closing.ipynb #c27
+# %% ../nbs/86_closing.ipynb #c28
 def environments(
     manifests: Sequence[dict[str, Any]], # Of all runs
 ) -> dict[str, str]: # Name -> value; several values where the runs differ
@@ -268,7 +272,7 @@ def environments(
             if v is not None: said.setdefault(k, {})[str(v)] = None
     return {k: "; ".join(v) for k, v in said.items()}
 
-# %% ../nbs/86_closing.ipynb #c28
+# %% ../nbs/86_closing.ipynb #c29
 def lead(
     plan: StudyPlan, # A plan
 ) -> str: # Two sentences

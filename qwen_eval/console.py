@@ -7,6 +7,7 @@ __all__ = ['LOOK', 'JsonFlag', 'ModelName', 'RunName', 'PresetName', 'ProtocolNa
            'table', 'words']
 
 # %% ../nbs/88_console.ipynb #c02
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
@@ -15,13 +16,18 @@ from typer.core import TyperGroup
 from .errors import QwenEvalError
 
 # %% ../nbs/88_console.ipynb #c04
+def _printable(text): return "".join(c if c.isprintable() or c == "\n" else "�" for c in text) # a name may be nasty
+
 class Edge(TyperGroup):
     "A command group that turns our errors into exit status 2 and Ctrl-C into 130."
     def invoke(self, ctx):
         try: return super().invoke(ctx)
         except QwenEvalError as e:
-            print(f"qwen-eval: {e}", file=sys.stderr)
+            print(f"qwen-eval: {_printable(str(e))}", file=sys.stderr)
             raise typer.Exit(2) from None
+        except BrokenPipeError: # whoever read has enough, as head does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # else Python complains once more at its end
+            raise typer.Exit(141) from None
         except OSError as e:
             what = f"{e.filename}: {e.strerror}" if e.filename else e.strerror or str(e)
             print(f"qwen-eval: {what}. Name another place in settings.ini or free this one; what is finished is kept.",
@@ -61,7 +67,7 @@ def say(
 ) -> None:
     "Print JSON, or the words."
     from qwen_eval.terminal import json_text
-    print(json_text(data) if as_json else text(data))
+    print(json_text(data) if as_json else text(data), flush=True)
 
 # %% ../nbs/88_console.ipynb #c11
 def table(

@@ -13,6 +13,7 @@ from .errors import ConfigError
 from .metrics import metrics
 from .records import COUNTED
 from .runs import NOT_RESULTS, Run, open_run
+from .stats.paired import paired_difference
 from .store import differences
 
 # %% ../nbs/74_diffs.ipynb #c05
@@ -39,7 +40,7 @@ def _shown(text): # no terminal codes, no right-to-left marks; lines stay
 
 # %% ../nbs/74_diffs.ipynb #c10
 class Diff(dict):
-    "Two runs side by side: `a`, `b`, `notes`, `differs`, `counts` and `items`; `text(n)` shows more of the items."
+    "Two runs: `a`, `b`, `notes`, `differs`, `counts`, `difference` and `items`; `text(n)` shows more of the items."
     def __repr__(self): return self.text(10)
 
     def text(
@@ -71,16 +72,17 @@ class Diff(dict):
         odd = ", ".join(f"{c[k]} {k.replace('_', ' ')}" for k in ("partial", "not_judged") if c[k])
         flipped = f"{c['flipped']} of {c['n_pairs']} pairs: better in A {c['a_better']}, in B {c['b_better']}"
         return [*loud, ("A", self["a"]), ("B", self["b"]), *(how or [("differs", "nothing in their fingerprints")]),
-                ("metric", self["metric"]), ("flipped", flipped + (f" ({odd} of all)" if odd else ""))]
+                ("metric", self["metric"]), ("flipped", flipped + (f" ({odd} of all)" if odd else "")),
+                ("A - B", _points(self["difference"]))]
 
     def _differing(self):
         "One line per field, or one for a part whose very id differs."
         named = {k.removesuffix(".id") for k in self["differs"] if k.endswith(".id")}
-        parts = Counter(k.split(".")[0] for k in self["differs"])
         for k, (x, y) in self["differs"].items():
-            part, also = k.split(".")[0], ""
+            part = k.split(".")[0]
             if part in named and k != f"{part}.id": continue
-            if part in named and parts[part] > 1: also = f", and {parts[part] - 1} more of its fields"
+            rest = [f.partition(".")[2] for f in self["differs"] if f.startswith(f"{part}.") and f != k]
+            also = f"; also its {', '.join(rest)}" if part in named and rest else ""
             yield f"{k}: {_short(x, 40)} | {_short(y, 40)}{also}"
 
     def _table(self):
@@ -91,6 +93,12 @@ class Diff(dict):
     def _rest(self, n):
         left = len(self["items"][n:]) if n is not None else 0
         return [f"... and {left} more"] if left else []
+
+def _points(e):
+    "A paired difference in words."
+    if e["note"]: return f"none: {e['note']}"
+    span = f"{100 * e['low']:+.1f} to {100 * e['high']:+.1f}"
+    return f"{100 * e['value']:+.1f} points, {e['level']:.0%} interval {span} ({e['method']}, {e['n_items']} items)"
 
 def _name(i): return _short(i["item_id"], 80) + (f" (epoch {i['epoch']})" if i["epoch"] else "")
 
@@ -134,6 +142,17 @@ def _gold(row):
     return f"{label}: {choices[label]}" if isinstance(choices, dict) and label in choices else label
 
 # %% ../nbs/74_diffs.ipynb #c14
+def _difference(a, b, metric, wanted):
+    "The paired difference of A and B over the wanted items, as plain data."
+    keys, note = ("value", "low", "high", "level", "method", "n_items"), ""
+    (x, ids), (y, others) = ((v[[i in wanted for i in names]], [i for i in names if i in wanted])
+                             for v, names in (a.values(metric.column), b.values(metric.column)))
+    try: e = paired_difference(x, y, ids, others, metric.kind, metric.range, metric=metric.id)
+    except ConfigError as why: note = str(why)
+    if not note and e.n_items: return {**{k: getattr(e, k) for k in keys}, "note": ""}
+    return {**dict.fromkeys(keys), "note": note or "no pair was judged"}
+
+# %% ../nbs/74_diffs.ipynb #c16
 def _notes(a, b, left, right, shared, limit):
     "What must be said beside the counts."
     marks = sorted({*NOT_RESULTS} & {*a.manifest["marks"], *b.manifest["marks"]})
@@ -148,7 +167,7 @@ def _notes(a, b, left, right, shared, limit):
     if limit and limit < len(shared): found.append(f"THE FIRST {limit} of {len(shared)} shared items, in A's order")
     return found
 
-# %% ../nbs/74_diffs.ipynb #c15
+# %% ../nbs/74_diffs.ipynb #c17
 def diff_runs(
     a: Run | str | Path, # A scored run, or its name
     b: Run | str | Path, # Another of the same benchmark
@@ -170,5 +189,6 @@ def diff_runs(
     counts = {"n_items": len(wanted), "n_pairs": len(items), "flipped": better["a"] + better["b"],
               "a_better": better["a"], "b_better": better["b"], **{o: outcomes[o] for o in _OUTCOMES}}
     return Diff(a=a.id, b=b.id, metric=a.metric, notes=_notes(a, b, left, right, shared, limit), counts=counts,
+                difference=_difference(a, b, metric, wanted),
                 differs=differences(a.manifest["fingerprint"], b.manifest["fingerprint"]),
                 items=[i for i in items if every or i["better"]])

@@ -154,7 +154,8 @@ def _settings():
 
 def _jupyter():
     if found := _installed("jupyterlab"): return Check(what="JupyterLab", state="ok", found=found)
-    return Check(what="JupyterLab", state="warning", found="not installed", advice="pip install jupyterlab.")
+    return Check(what="JupyterLab", state="warning", found="not installed",
+                 advice="In a clone, make lab brings the locked one; elsewhere pip install jupyterlab.")
 
 def _npm():
     if found := shutil.which("npm"): return Check(what="npm", state="ok", found=found)

@@ -168,13 +168,14 @@ def score_outputs(
     n_workers: int | None = None, # Programs scored at once; None is one per core
     allow_unsafe_code: bool = False, # May programs run where no sandbox can confine them?
     source: str | None = None, # "file", "hub", "pypi" or "specimen"; None is the first that answers
+    allow_specimens: bool = False, # May hand-written items stand in where no source answers?
     shuffled: bool = False, # Were options shown in this project's shuffled order?
 ) -> Scored: # A dict, ready for JSON
     "Score outputs that were made elsewhere; raises `ConfigError` where they do not fit the benchmark."
     b, where = find_benchmark(benchmark), Path(path).name
     table = where.removesuffix(".gz").endswith(".csv")
     name, v = _variant(b, variant, "continuations" if table else "generate")
-    rows, item_set = list(read_outputs(path)), load(b, source, data)
+    rows, item_set = list(read_outputs(path)), load(b, source, data, allow_specimens=allow_specimens)
     made = (read_likelihoods if table else match_outputs)(iter(rows), item_set.items, where)
     if table: v = replace(v, metric="acc_tok")
     asked = {i.id: i if table or shuffled else unshuffled(i) for i in item_set.items}

@@ -21,6 +21,7 @@ from .engines.base import Engine, EngineInfo
 from .errors import ConfigError, ContextOverflow
 from .fetch import writable
 from .hardware import Device, detect
+from .loadable import check_loadable
 from .models import Model, model as find_model, read_json
 from .presets import Preset, engine_args, preset as find_preset
 from .protocols import (Protocol, check_protocol, max_model_len, n_epochs, protocol as find_protocol,
@@ -147,6 +148,11 @@ def _dtype(located):
 @lru_cache(maxsize=4)
 def _tokenizer_of(located): return load_tokenizer(located)
 
+def _filled(given): # for the manifest, as plain values
+    for name, value in given.items():
+        if value == "" and name != "system": raise ConfigError(f"{name} is empty. Name one, or leave it out.")
+    return {k: _say(x) for k, x in _given(given).items()}
+
 def _check_wish(limit, runs, system):
     "The folder of the runs; raises `ConfigError` for a limit or a text that is none, or no place to write."
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
@@ -169,6 +175,8 @@ def _located(model, engine, tokenizer):
     if engine_name(engine) in FAKES and not model.path:
         return None, _dressed(tokenizer or ByteTokenizer(), model)
     found = with_adapter(locate(model))
+    if (name := engine_name(engine)) not in FAKES and not hasattr(engine, "run"): # else it is loaded
+        check_loadable(found, "transformers" if name == "transformers" else "vllm")
     return found, _dressed(tokenizer, found.model) if tokenizer else _tokenizer_of(found)
 
 def _dressed(tokenizer, model):
@@ -203,8 +211,8 @@ def plan_run(
     **overrides: Any, # Fields of the protocol to set, such as `answer_tok=384`
 ) -> Plan: # With everything resolved
     "What a run would be; raises `ConfigError`, `UnknownNameError` or `IntegrityError` for whatever cannot work."
-    data_file = data_file and Path(data_file).expanduser()
-    asked = {k: _say(x) for k, x in _given({**locals(), **overrides, "overrides": None, "item_set": None}).items()}
+    data_file = Path(data_file).expanduser() if data_file else data_file
+    asked = _filled({**locals(), **overrides, "overrides": None, "item_set": None})
     m = find_model(model, **_given({"adapter": adapter, "chat_template": chat_template, "variant": model_variant}))
     p = find_protocol(protocol, **overrides, **_given({"n_shot": n_shot, "seed": seed}))
     b, ps, folder, m = find_benchmark(benchmark), find_preset(preset), _check_wish(limit, runs, system), describe(m)

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
+from .datasets.all import benchmark as find_benchmark
 from .datasets.base import Benchmark
 from .errors import ConfigError, UnknownNameError
 from .models import Model, model as find_model
 from .plans import plan_run
+from .protocols import protocol as find_protocol
 from .records import Item
 from .weights import locate, template_hash, tokenizer as load_tokenizer
 
@@ -56,6 +58,7 @@ def preview(
            if how.get(k) is not None}
     how.pop("adapter", None)
     m = replace(find_model(model, **own), adapter=None) # an adapter changes no prompt
+    find_benchmark(benchmark), find_protocol(how.get("protocol", "greedy")) # a wrong name is said at once
     if tokenizer is None: m, tokenizer = _read(m)
     plan = plan_run(m, benchmark, engine="fake", tokenizer=tokenizer, **how)
     place = _place(plan, item)
@@ -102,7 +105,7 @@ def preview_text(
     facts = {"model": p.model, "benchmark": f"{p.benchmark} ({p.variant}), protocol {p.protocol}",
              "item": ", ".join((f"{p.position}: {p.item_id}", *p.marks)),
              "wanted": p.mode + (f", {budget}" if p.mode == "generate" else ""),
-             "template": p.template or "none: plain text", "BOS": f"{p.n_bos} at the start",
+             "template": p.template or "none: plain text", "BOS": f"{p.n_bos} time{'s' * (p.n_bos != 1)} at the start",
              "prompt": f"{len(p.ids)} tokens, hash {p.prompt_hash}"}
     head = "\n".join(f"{k:>9}  {v}" for k, v in facts.items())
     parts = [head, f"--- text\n{p.text}", f"--- token ids\n{_ids(p.ids)}"]

@@ -49,8 +49,8 @@ class Board:
     "Shows progress on a stream until it is closed; a context manager."
     def __init__(
         self,
-        total: int, # Items to come
-        done: Callable[[], int], # Asked for the items that are there, about twice a second
+        total: int, # Answers to come
+        done: Callable[[], int], # Asked for the answers that are there, about twice a second
         stream: Any = None, # `sys.stderr` by default
         every_s: float = 30.0, # Time between two lines where the stream is no terminal, seconds
     ):
@@ -98,7 +98,8 @@ class Board:
             left = self.left(n) if n > start else "unknown"
             if self._bar: self._bar.update(0, completed=n, left=left)
             elif time.monotonic() - spoken >= self.every_s:
-                self._line(f"{self.note}: {n} of {self.total} items, time left: {left}")
+                none = "" if n > start else " (the first answers come together; until then an interruption keeps none)"
+                self._line(f"{self.note}: {n} of {self.total} answers, time left: {left}{none}")
                 spoken = time.monotonic()
 
     def __exit__(self, *_):

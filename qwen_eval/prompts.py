@@ -148,7 +148,8 @@ def choose_shots(
         if shot.id != item.id and (shot.question, shot.choices) != (item.question, item.choices): shots.append(shot)
     if len(shots) < n_shot:
         raise ConfigError(f"n_shot={n_shot} examples wanted for item {item.id!r}, and its pool of {len(ranked)} holds "
-                          f"{len(shots)} others. Set n_shot to 0..{len(shots)}, or name a source with more examples.")
+                          f"{len(shots)} others. Set n_shot (--shots) to 0..{len(shots)}, or name a "
+                          "source with more examples.")
     return tuple(shots)
 
 # %% ../nbs/30_prompts.ipynb #c47

@@ -160,7 +160,7 @@ def _needed_tok(p, model, prompt_tok, mode, answer):
     if model.context_tok and prompt_tok + budget > model.context_tok:
         raise ConfigError(f"Protocol {p.id!r} needs {prompt_tok + budget} tokens ({prompt_tok} prompt + "
                           f"{budget - thinking} answer + {thinking} thinking), but the context of {model.id} is "
-                          f"{model.context_tok}. Lower answer_tok or thinking_tok, or use fewer shots.")
+                          f"{model.context_tok}. Lower answer_tok (--answer-tok) or thinking_tok, or use fewer shots.")
     return prompt_tok + budget
 
 # %% ../nbs/12_protocols.ipynb #c29

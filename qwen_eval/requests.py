@@ -103,7 +103,12 @@ def _templated(tokenizer, turns, thinking, tools):
     except Exception as e: # a template is a program, of whoever wrote it
         roles = ", ".join(m["role"] for m in turns)
         raise ConfigError(f"the chat template refuses turns of {roles}: {e}. "
-                          "Leave the system text out, or put examples into one turn.") from None
+                          f"{_advice(str(e))}") from None
+
+def _advice(said): # templates that know no system turn, or want turns to alternate, say so in their own words
+    if "role" in said.lower() or "altern" in said.lower():
+        return "Leave the system text out, or put examples into one turn."
+    return "Correct the template, or take the tokenizer's own."
 
 def _tidy(m):
     "A turn as templates expect it: content is text, arguments of calls are objects where they are one's JSON."
@@ -300,7 +305,7 @@ def _checked_n_shot(pool, benchmark, variant, tokenizer, protocol, system):
     n_shot = variant.n_shot if protocol.n_shot is None else protocol.n_shot
     if not 0 <= n_shot <= len(pool):
         raise ConfigError(f"n_shot={n_shot} cannot be had for {benchmark.id}: its pool holds {len(pool)} examples. "
-                          f"Set n_shot to 0..{len(pool)}, or take a source with the split {benchmark.shot_split!r}.")
+                          f"Set n_shot (--shots) to 0..{len(pool)}, or take a source with {benchmark.shot_split!r}.")
     if tokenizer is None and not (variant.chat and variant.mode == "generate"):
         raise ConfigError(f"{benchmark.id}: without a tokenizer only generated answers to chat turns can be had, "
                           f"not mode={variant.mode!r} with chat={variant.chat}.")

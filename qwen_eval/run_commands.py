@@ -25,9 +25,15 @@ def runs_list(as_json: JsonFlag = False):
     from qwen_eval.settings import settings
     columns = {"run_id": "run", "variant": "variant", "n_shot": "shots", "max_tok": "budget", "metric": "metric",
                "value": "value", "low": "low", "high": "high", "n_items": "n", "started": "started", "marks": "marks"}
+    odd = {"system": "system text", "template": "template"} # shown where runs that look alike differ in it
     def text(rows):
         if not rows: return f"No runs in {settings().runs}."
-        return table([r | {k: f"{r[k]:.3f}" for k in ("value", "low", "high")} for r in rows], columns)
+        alike = {}
+        for r in rows: alike.setdefault((r["model"], r["benchmark"], r["preset"]), []).append(r)
+        said = {k: v for k, v in odd.items() if any(len({r[k] for r in rs}) > 1 for rs in alike.values())}
+        brief = [{"system": " ".join((r["system"] or "").split())[:24], "template": r["template"][:8],
+                  **{k: f"{r[k]:.3f}" for k in ("value", "low", "high")}} for r in rows]
+        return table([r | b for r, b in zip(rows, brief, strict=True)], columns | said)
     say([summary(r) for r in list_runs()], text, as_json)
 
 @runs.command("show")

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from .closing import Failure, StudyOutcome, close_study, difference_rows, result_rows
+from .closing import Failure, StudyOutcome, close_study, difference_rows, report_folder, result_rows
 from .engines.process import EngineProcess
 from .errors import ConfigError, IntegrityError, QwenEvalError
 from .evaluation import evaluate
@@ -148,7 +148,9 @@ def run_group(
     return failures
 
 def _stop_kernels():
+    import logging
     import psutil
+    logging.getLogger("papermill").setLevel(logging.CRITICAL) # it would report the kernels that are ended here as dead
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if any("ipykernel" in part for part in child.cmdline()): child.terminate()
@@ -169,14 +171,14 @@ def _announce(plan, n_todo, stream):
 def run_study(
     name: str | Study, # A declared study, or a `Study`
     runs: Path | str | None = None, # Folder of the runs; that of the settings by default
-    reports: Path | None = None, # Folder of the study's files; that of the settings and the study's name by default
+    reports: Path | None = None, # Folder of the study's files; `closing.report_folder` by default
     notebooks: bool = True, # Execute a notebook per run and write a report? Without, `evaluate` is called here
     parallel: int = 1, # Notebooks at a time; above 1 their speeds mix
     stream: Any = None, # Where progress is shown; standard error by default
 ) -> StudyOutcome: # With what failed, and the paths of all that was written
     "Do what is not done yet, then write table, figure and report."
     p = plan(name, runs)
-    folder = Path(reports or settings().reports / p.study.id)
+    folder = Path(reports or report_folder(p))
     if notebooks: writable(folder, "Reports")
     with contextlib.ExitStack() as held:
         if _todo(p): held.enter_context(claim(r.path for r in p.runs))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from .errors import ConfigError, IntegrityError, QwenEvalError, UnknownNameError
 from .prompts import letter_order
-from .records import STATUSES, Completion, Estimate
+from .records import COUNTED, STATUSES, Completion, Estimate
 from .scores import measured, read_scores, truncation_bounds, weigh
 from .settings import settings
 from .store import by_key, read_completions, read_manifest
@@ -67,6 +67,15 @@ class StoredRun:
         frame = read_scores(self.path)
         if frame is None: raise ConfigError(f"Run {self.id} has no scores yet; resume it or rescore it.")
         return frame if self.limit is None else frame[frame.order < self.limit].reset_index(drop=True)
+
+    def values(
+        self,
+        column: str, # Of `scores`, such as "value"
+    ): # (values, NaN where nothing was judged, shape (n_items, n_epochs); the ids of their items)
+        "One row an item, for comparisons of the same items."
+        kept = self.scores.assign(kept=self.scores[column].where(self.scores.status.isin(COUNTED)))
+        table = kept.pivot(index="item_id", columns="epoch", values="kept")
+        return table.to_numpy(float), list(table.index)
 
     def completions(self) -> dict[tuple[str, int], Completion]: # By item id and epoch
         "Stored completions; of the items in view where a limit is set."
@@ -167,6 +176,8 @@ def summary(
             "metric": run.metric, "value": e.value, "low": e.low, "high": e.high, "level": e.level, "method": e.method,
             "n_items": e.n_items, "n_epochs": m["epochs"], "max_tok": m.get("effective", {}).get("max_tok"),
             "started": m.get("started", "")[:16].replace("T", " "), **dict.fromkeys(STATUSES, 0), **e.counts,
+            "n_sessions": len([s for s in m.get("sessions", ()) if s.get("n_completions")]),
+            "system": f.get("protocol", {}).get("system"), "template": f["model"].get("template", ""),
             **_room(run, scored), "if_truncated_wrong": low, "if_truncated_right": high,
             "output_tok_s": p["output_tok_s"], "seconds": p["seconds"], "n_output_tok": p["n_output_tok"],
             "complete": scored and run.complete, "marks": ", ".join(m["marks"]), "note": note,
@@ -198,16 +209,23 @@ def describe(
     bounds = f" (score if wrong {s['if_truncated_wrong']:.3f}, if right {s['if_truncated_right']:.3f})"
     if s["truncated"]: cut = f"{s['truncated']}{bounds}"
     if s["engine"] == "fake": speed = ""
-    elif s["seconds"]: speed = f"{s['output_tok_s']:.0f} tok/s, {s['seconds']:.1f} s"
+    elif s["seconds"]: speed = f"{s['output_tok_s']:.0f} tok/s, {s['seconds']:.1f} s{_whole(run, s)}"
     epochs = f", {s['n_epochs']} epochs" if s["n_epochs"] > 1 else ""
     how = f"{s['variant']}, {s['n_shot']}-shot"
     protocol = s["protocol"] + (f", {s['max_tok']} tokens" if s["max_tok"] else "")
     cells = {"attention": loud, "benchmark": f"{s['benchmark']} ({how})", "model": s["model"],
              "preset": f"{s['preset']} ({s['engine']}{s['device'] and ', ' + s['device']})", "protocol": protocol,
-             s["metric"]: value, "items": f"{s['n_items']} of {run.manifest['items']['n']}{epochs}", "truncated": cut,
+             "system": repr(s["system"])[:80] if s["system"] is not None else "", s["metric"]: value,
+             "items": f"{s['n_items']} of {run.manifest['items']['n']}{epochs}", "truncated": cut,
              "no answer": str(s["no_answer"]), "engine errors": str(s["engine_error"] or ""), "speed": speed,
              "source": f"{s['source']} ({s['verified']})", "run": s["run_id"]}
     return {k: v for k, v in cells.items() if v}
+
+def _whole(run, row):
+    "Of what the cost is, where that is not what is in view."
+    n, several = run.performance["n_completions"], row["n_sessions"] > 1
+    every = n > sum(run.counts.values())
+    return (f" for all {n} answers" if every else "") + (f", in {row['n_sessions']} sessions" if several else "")
 
 def _html(cells):
     left, red = "text-align:left", ";color:#b00020;font-weight:bold"

@@ -59,7 +59,7 @@ class Study:
         keys = ("answer_tok", "code_answer_tok", "thinking_tok", "temperature", "top_p", "top_k", "repetition_penalty",
                 "epochs", "adapter", "chat_template", "system", "model_variant")
         given = {k: getattr(self, k) for k in keys if getattr(self, k) is not None}
-        return given | {k: _in_full(given[k]) for k in ("adapter", "chat_template") if k in given}
+        return given | {k: _in_full(given[k]) for k in ("adapter", "chat_template") if given.get(k)}
 
     @property
     def changed(self) -> str: # Such as ", answer_tok=384"; empty where nothing differs

@@ -54,7 +54,8 @@ def look_up(
     "One thing as plain data; raises `UnknownNameError` with the nearest names."
     if kind == "models":
         from qwen_eval.models import model
-        return plain(kind, model(name))
+        from qwen_eval.weights import describe
+        return plain(kind, describe(model(name))) # what is not registered is read from its files
     return plain(kind, _registry(kind)().get(name))
 
 # %% ../nbs/83_terminal.ipynb #c10

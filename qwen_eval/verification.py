@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 from html import escape
 from pathlib import Path
-from .errors import IntegrityError, QwenEvalError
+from .errors import ConfigError, IntegrityError, QwenEvalError
 from .fetch import sha256
 from .runs import items_of, open_run
 from .scores import read_scores, score_pairs, unscored
@@ -219,6 +219,9 @@ def verify_run(
     root: Path | str | None = None, # Folder of the runs; that of the settings by default
 ) -> Findings: # Nothing is changed
     "Does a stored run hold together? Raises `UnknownNameError` where there is none of that name."
+    if Path(run).is_file():
+        raise ConfigError(f"{run} is a file. An archive is checked, checksum by checksum, when `qwen-eval runs import` "
+                          "takes it in; verify looks at stored runs.")
     path, m, found = _folder(run, root), {}, []
     writer = writer_of(path)
     for check, look in _checks(path, m, deep):

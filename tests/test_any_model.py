@@ -1,6 +1,5 @@
 """Models that nobody registered: hub ids, folders, adapters, own templates, series; and the prompts that they get."""
 import hashlib
-import http.server
 import io
 import json
 import os
@@ -9,12 +8,13 @@ import shutil
 import struct
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from local_hub import HubHandler, LocalHub, about, serving
+from tiny_models import save_tiny_qwen3
 
 from qwen_eval.checkpoints import read_adapter, series, with_adapter
 from qwen_eval.closing import difference_rows, outcome_text
@@ -136,7 +136,7 @@ def test_base_or_chat_decides_how_it_is_asked(made, base, tmp_path):
 def test_one_bos_whatever_is_asked(made, tmp_path, benchmark, variant):
     seen = preview(made, benchmark, variant=variant, n_shot=0, source="specimen", runs=tmp_path)
     assert seen.n_bos == 1 and seen.ids.count(0) == 1 and seen.text.startswith("<|begin|>")
-    assert "".join(seen.tokens) == seen.text and "BOS  1 at the start" in preview_text(seen)
+    assert "".join(seen.tokens) == seen.text and "BOS  1 time at the start" in preview_text(seen)
 
 
 def test_a_bos_in_the_text_is_not_put_there_twice(made):
@@ -323,29 +323,15 @@ def test_a_study_passes_on_what_it_says_of_its_models(made, tmp_path, monkeypatc
 
 
 # ---------------------------------------------------------------- the hub
-class Hub(http.server.ThreadingHTTPServer):
+class Hub(LocalHub):
     "What the hub client asks of a hub for models: commit and file list, the tree, and files by HEAD and GET."
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.repos, self.asked, self.url = {}, [], f"http://127.0.0.1:{self.server_port}"
-
     def put(self, hub_id, folder):
         files = {f.name: f.read_bytes() for f in folder.iterdir()}
         self.repos[hub_id] = hashlib.sha1(b"".join(files.values())).hexdigest(), files
         return self.repos[hub_id][0]
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    def log_message(self, *args): pass
-
-    def reply(self, status, data=b"", **headers):
-        self.send_response(status)
-        for k, v in {"Content-Length": str(len(data)), **headers}.items(): self.send_header(k.replace("_", "-"), v)
-        self.end_headers()
-        if self.command != "HEAD": self.wfile.write(data)
-
+class Handler(HubHandler):
     def handle_any(self):
         path = self.path.partition("?")[0]
         self.server.asked.append(path)
@@ -357,25 +343,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if revision not in (None, "main", "v1", commit): return self.reply(404, X_Error_Code="RevisionNotFound")
         if api:
             entries = [{"type": "file", "path": f, "size": len(d), "oid": "0"} for f, d in files.items()]
-            whole = {"id": api[1], "sha": commit, "siblings": [{"rfilename": f} for f in files], "private": False,
-                     "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0}
-            return self.reply(200, json.dumps(entries if api[2] == "tree" else whole).encode(),
-                              Content_Type="application/json")
+            return self.json(entries if api[2] == "tree" else about(api[1], commit, files))
         if file[3] not in files: return self.reply(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
         data = files[file[3]]
         return self.reply(200, data, ETag=f'"{hashlib.sha1(data).hexdigest()}"', X_Repo_Commit=commit)
 
-    do_GET = do_HEAD = do_POST = handle_any
-
 
 @pytest.fixture(scope="module")
 def hub(made):
-    server = Hub()
-    server.commit = server.put("some-lab/some-model", made)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown(); server.server_close(); thread.join()
+    with serving(Hub(Handler)) as server:
+        server.commit = server.put("some-lab/some-model", made)
+        yield server
 
 
 def ask(tmp_path, code, *args, **env):
@@ -437,8 +415,12 @@ def test_what_cannot_be_had_is_said_with_what_to_do(hub, tmp_path, name, env, sa
 
 
 def test_a_typo_stays_a_typo():
-    for wrong in ("qwen3_7b", "./no/such", "a/b/c", "/no/such", "org/", "or--g/x"):
+    for wrong in ("qwen3_7b", "or--g/x"):
         with pytest.raises(UnknownNameError): model(wrong)
+    for wrong in ("./no/such", "a/b/c", "/no/such", "org/"):
+        with pytest.raises(ConfigError, match=f"no folder {wrong}"): model(wrong)
+    for empty in ("", " ", "@main"):
+        with pytest.raises(ConfigError, match="name is empty"): model(empty)
     m = model("org/na.me_x-1@abc")
     assert (m.hub_id, m.revision, m.variant, m.id) == ("org/na.me_x-1", "abc", None, "org/na.me_x-1@abc")
     assert describe(model("qwen3_8b")) is model("qwen3_8b")
@@ -467,7 +449,7 @@ def test_a_prompt_needs_no_weights(made, tmp_path):
 # ---------------------------------------------------------------- a real engine
 @pytest.mark.engine
 def test_vllm_puts_an_adapter_on_top(tmp_path_factory):
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
     pytest.importorskip("vllm")
     from safetensors.torch import save_file
 
@@ -477,13 +459,7 @@ def test_vllm_puts_an_adapter_on_top(tmp_path_factory):
     base, tuned = folder / "base", folder / "tuned"
     base.mkdir(); tuned.mkdir()
     llama_tokenizer(base)
-    torch.manual_seed(0)
-    config = transformers.Qwen3Config(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=32, vocab_size=320, max_position_embeddings=1024, initializer_range=0.3, tie_word_embeddings=False,
-        eos_token_id=0, bos_token_id=0)
-    net = transformers.Qwen3ForCausalLM(config).eval()
-    net.save_pretrained(base)
+    net = save_tiny_qwen3(base)
     ids, labels = (50, 60, 70, 80), (9, 10, 11)
     def score(): return net(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[list(labels)].tolist()
     with torch.no_grad(): plain = score()

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tiny_models import train_tokenizer
 from typer.testing import CliRunner
 
 from qwen_eval import fetch
@@ -86,6 +87,55 @@ def test_words_that_cannot_work(lab, words, said):
         words = (*words[:n], str(lab / "mine"), *words[n + 1:])
     assert said in refused(*words)
     assert not list(lab.glob("runs/*/*.json*"))
+
+
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8, "num_hidden_layers": 2,
+         "num_attention_heads": 2, "vocab_size": 320, "max_position_embeddings": 512}
+
+
+@pytest.fixture
+def mine(lab, monkeypatch):
+    "A checkpoint folder that a real engine would load, but for what a test does to it; nothing may start."
+    from qwen_eval.weights import settings as of_weights
+    (lab / "settings.ini").write_text((lab / "settings.ini").read_text().replace("engine = fake", "engine = vllm"))
+    monkeypatch.setenv("QWEN_EVAL_TEST_ROUND", "vllm")
+    assert of_weights().engine["engine"] == "vllm"
+    folder = lab / "mine"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    train_tokenizer(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("files", "said"), [
+    ({}, "holds no weights"),
+    ({"model.safetensors": "version https://git-lfs.github.com/spec/v1"}, "no safetensors file"),
+    ({"pytorch_model.bin": "version https://git-lfs.github.com/spec/v1"}, "holds no weights"),
+    ({"model.safetensors.index.json": {"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}},
+     "2 of the 2 files"),
+    ({"config.json": LLAMA | {"architectures": ["BertForMaskedLM"], "model_type": "bert"}}, "writes no text"),
+    ({"config.json": LLAMA | {"architectures": ["MineForCausalLM"], "model_type": "mine"}},
+     "does not know MineForCausalLM"),
+    ({"generation_config.json": {"temperature": "hot"}}, "Expected `float | null`, got `str`"),
+    ({"config.json": {}}, "config.json holds nothing"),
+], ids=lambda x: "".join(x) if isinstance(x, dict) else "")
+def test_weights_that_no_engine_could_load(mine, files, said):
+    pytest.importorskip("vllm")
+    for name, content in files.items():
+        (mine / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    if {"config.json", "generation_config.json"} & {*files}: (mine / "pytorch_model.bin").write_bytes(b"PK")
+    assert said in refused("run", str(mine), "--benchmarks", "gsm8k", "--allow-specimens", "--answer-tok", "64")
+
+
+@pytest.mark.parametrize("option", ["--variant", "--chat-template", "--preset", "--protocol", "--model-variant"])
+def test_an_empty_name_is_no_default(lab, option):
+    said = refused(*RUN, option, "")
+    assert "is empty" in said or "names no" in said or "Unknown" in said or "no presets" in said, said
+
+
+def test_a_nasty_name_draws_nothing(lab):
+    said = refused("run", "a\x1b[31mb", "--benchmarks", "gsm8k") + refused("run", "./\x1b[2J", "--benchmarks", "gsm8k")
+    assert "\x1b" not in said and "no folder" in said
 
 
 @pytest.mark.parametrize(("text", "said"), [

@@ -284,7 +284,7 @@ def test_an_engine_that_dies_again_and_again_is_a_stop_that_can_be_resumed(lab):
     text, [run] = lab.out.read_text(), plan(short(0)).runs
     assert text.count("ended with status 1") >= 4 and "The card fell out." in text and "same again to go on" in text
     assert "no scores yet" in text and run.state() == "partial" and 0 < run.n_done() < 240
-    assert (lab.root / "reports/short0/report.html").exists()
+    assert (lab.root / "reports/short0-specimens/report.html").exists()
     assert not list(lab.tmp.glob("qwen_eval_*"))
     lab.start(short(0))
     assert lab.wait() == 0

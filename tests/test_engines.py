@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny_models import save_tiny_qwen3, train_tokenizer
 
 from qwen_eval.engines.base import FakeEngine, ReplayEngine, SteppedEngine
 from qwen_eval.engines.process import EngineProcess, RemoteEngine, Server
@@ -28,30 +29,13 @@ MIXED = [Request(item_id=f"q{i}", epoch=i % 2, prompt="x", prompt_ids=tuple(rang
 
 
 # ---------------------------------------------------------------- the engines under test
-def train_tokenizer(folder):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|end|>", "<think>", "</think>"],
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    raw.train_from_iterator(["A man walks into a shop. The baker gives him bread."] * 4, trainer)
-    PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|end|>").save_pretrained(folder)
-
-
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     "Folder of a random Qwen3 (hidden 64, 2 layers) whose generation_config would change every answer if it leaked in."
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    pytest.importorskip("torch"), pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("tiny_qwen3")
     train_tokenizer(folder)
-    torch.manual_seed(0)
-    config = transformers.Qwen3Config(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=32, vocab_size=320, max_position_embeddings=1024, initializer_range=0.3, tie_word_embeddings=False,
-        eos_token_id=0, bos_token_id=0)
-    model = transformers.Qwen3ForCausalLM(config).eval()
-    model.save_pretrained(folder)
+    save_tiny_qwen3(folder)
     leak = {"temperature": 1.5, "top_k": 3, "repetition_penalty": 5.0, "do_sample": True, "eos_token_id": 0}
     (folder / "generation_config.json").write_text(json.dumps(leak))
     return folder

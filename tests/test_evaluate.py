@@ -384,6 +384,7 @@ def test_an_engine_at_an_address_must_be_set_up_as_the_preset_asks(tmp_path):
     import qwen_eval.evaluation as evaluation
     from qwen_eval.presets import engine_args
     checkpoint(tmp_path / "tiny")
+    (tmp_path / "tiny/pytorch_model.bin").write_bytes(b"PK") # nothing reads it here
     tiny, runs = from_checkpoint(tmp_path / "tiny"), tmp_path / "runs"
     plan = plan_run(tiny, "gsm8k", engine="vllm", source="specimen", runs=runs)
     args = engine_args(plan.preset, plan.model, plan.device, 512)

@@ -1,6 +1,5 @@
 """The hub as a source, against a server on this machine that speaks its protocol and serves the specimens."""
 import hashlib
-import http.server
 import io
 import json
 import os
@@ -8,11 +7,11 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
+from local_hub import HubHandler, LocalHub, about, serving
 
 from qwen_eval.datasets.all import benchmark
 from qwen_eval.datasets.base import load
@@ -26,15 +25,8 @@ IDS = ("humaneval", "gsm8k", "arc_challenge", "hellaswag")
 def sha1(data): return hashlib.sha1(data).hexdigest()
 
 
-class Hub(http.server.ThreadingHTTPServer):
+class Hub(LocalHub):
     "What the datasets library asks a hub for: commit and file list, the tree, paths, and files by HEAD and GET."
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.repos, self.asked = {}, []
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
     def put(self, hub_id, config, splits):
         "A data set of Parquet files, one per split: `splits` maps names to rows."
         import pyarrow as pa
@@ -52,17 +44,7 @@ class Hub(http.server.ThreadingHTTPServer):
         return commit
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    def log_message(self, *args): pass
-
-    def reply(self, status, data=b"", **headers):
-        self.send_response(status)
-        for k, v in {"Content-Length": str(len(data)), **headers}.items(): self.send_header(k.replace("_", "-"), v)
-        self.end_headers()
-        if self.command != "HEAD": self.wfile.write(data)
-
-    def json(self, thing): self.reply(200, json.dumps(thing).encode(), Content_Type="application/json")
-
+class Handler(HubHandler):
     def handle_any(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = self.path.partition("?")[0]
@@ -73,9 +55,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if repo is None: return self.reply(404, X_Error_Code="RepoNotFound")
         commit, files = repo
         if api and api[2] in (None, "revision"):
-            siblings = [{"rfilename": f} for f in files]
-            return self.json({"id": api[1], "sha": commit, "siblings": siblings, "private": False, "gated": False,
-                              "disabled": False, "tags": [], "downloads": 0, "likes": 0})
+            return self.json(about(api[1], commit, files))
         entries = {f: {"type": "file", "path": f, "size": len(d), "oid": sha1(d)} for f, d in files.items()}
         entries["data"] = {"type": "directory", "path": "data", "size": 0, "oid": sha1(b"")}
         if api and api[2] == "paths-info":
@@ -87,16 +67,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         data = files[file[3]]
         return self.reply(200, data, ETag=f'"{sha1(data)}"', X_Repo_Commit=commit)
 
-    do_GET = do_HEAD = do_POST = handle_any
-
 
 @pytest.fixture(scope="module")
 def hub():
-    server = Hub()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown(); server.server_close(); thread.join()
+    with serving(Hub(Handler)) as server: yield server
 
 
 def ask(tmp_path, id, **env):

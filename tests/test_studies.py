@@ -60,12 +60,12 @@ def test_two_presets_two_benchmarks_and_nothing_twice(lab, monkeypatch):
     assert not outcome.failures and len(outcome.rows) == 4
     assert {(r["preset"], r["benchmark"], r["n_items"]) for r in outcome.rows} == {
         (p, b, 3) for p in SMALL.presets for b in SMALL.benchmarks}
-    assert len(list((lab / "reports/small/notebooks").glob("*.ipynb"))) == 4
+    assert len(list((lab / "reports/small-specimens/notebooks").glob("*.ipynb"))) == 4
     for run in list_runs(): assert len((run.path / "completions.jsonl").read_text().splitlines()) == 3
     for name in ("table", "figure", "report"): assert outcome.files[name].stat().st_size > 0
     page = outcome.files["report"].read_text()
     assert "hand-written specimen items" in page and str(lab) not in page
-    side = json.loads((lab / "reports/small/forest.json").read_text())
+    side = json.loads((lab / "reports/small-specimens/forest.json").read_text())
     assert set(side["run_ids"]) == {r.id for r in list_runs()}
 
     def no(*_, **__): raise AssertionError("started again")
@@ -83,7 +83,7 @@ def test_injected_values_are_the_ones_used(lab):
     manifest = Run(lab / "runs" / row["run_id"]).manifest
     assert manifest["effective"]["max_tok"] == 17 and manifest["effective"]["limit"] == 3
     assert manifest["notebook"]["overrides"] == {"answer_tok": 17} and manifest["notebook"]["limit"] == 3
-    [book] = [nbformat.read(f, 4) for f in (lab / "reports/one/notebooks").glob("*.ipynb")]
+    [book] = [nbformat.read(f, 4) for f in (lab / "reports/one-specimens/notebooks").glob("*.ipynb")]
     injected = next(c for c in book.cells if "injected-parameters" in c.metadata.get("tags", []))
     assert "'answer_tok': 17" in injected.source.replace('"', "'")
     shown = "".join(json.dumps(c.get("outputs", [])) for c in book.cells)
@@ -106,7 +106,7 @@ def test_values_that_did_not_arrive_are_an_integrity_error(lab):
     [run] = plan(ONE).runs
     with pytest.raises(IntegrityError, match="was not made"): check_effective(run, parameters(run, ONE))
     assert not do(ONE).failures
-    asked = parameters(run, ONE, lab / "reports/one/notebooks" / f"{run.path.name}.ipynb")
+    asked = parameters(run, ONE, lab / "reports/one-specimens/notebooks" / f"{run.path.name}.ipynb")
     check_effective(run, asked)
     with pytest.raises(IntegrityError, match="'limit': \\(4, 3\\)"): check_effective(run, {**asked, "limit": 4})
 
