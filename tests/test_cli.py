@@ -133,6 +133,30 @@ def test_score_outputs(lab):
     assert said["estimate"]["value"] == 1 and said["counts"]["scored"] == len(rows)
     assert {"id", "value", "status"} <= set(said["items"][0])
     assert "gsm8k" in ask(*words).stdout
+    assert "QWEN_EVAL_DATA" in ask(*words[:4], status=2).stderr
+    said = json.loads(ask(*words[:4], "--allow-specimens", "--json").stdout) # what the message advises
+    assert said["estimate"]["value"] == 1 and "specimen" in said["marks"]
+
+
+def test_runs_that_differ_in_what_they_were_told_look_different(lab):
+    words = ("run", "smollm2_135m", "--benchmarks", "gsm8k", "--limit", "2", "--answer-tok", "16", "--allow-specimens")
+    own = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    for more in ((), ("--system", "Count slowly."), ("--chat-template", own)):
+        [row] = json.loads(ask(*words, *more, "--json").stdout)
+        assert row["run_id"].rpartition("--")[2] in ask(*words, *more).stdout # by these digits other commands find it
+    text = ask("runs", "list").stdout
+    assert "Count slowly." in text and "template" in text.splitlines()[0]
+    [a, b] = [r["run_id"] for r in json.loads(ask("runs", "list", "--json").stdout)][:2]
+    assert " points, 95% interval " in ask("diff", a, b).stdout
+    assert json.loads(ask("diff", a, b, "--json").stdout)["difference"]["method"] == "bonett-price"
+
+
+def test_a_reader_that_leaves_early_is_no_error(lab):
+    code = "from qwen_eval.cli import main; main()"
+    command = [sys.executable, "-c", code, "models", "list", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as p:
+        p.stdout.close()
+        assert p.stderr.read() == b"" and p.wait() == 141
 
 
 def test_study_commands(lab):

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import qwen_eval.runner as runner
-from qwen_eval.closing import close_study, outcome_text
+from qwen_eval.closing import close_study, outcome_text, report_folder
 from qwen_eval.errors import ConfigError, EngineError, IntegrityError
 from qwen_eval.evaluation import evaluate
 from qwen_eval.runner import run_study, template
@@ -53,6 +53,13 @@ def own_template(lab, change):
 
 
 def first_code(book): return next(c for c in book.cells if c.cell_type == "code")
+
+
+def test_specimens_do_not_replace_what_real_items_gave(lab):
+    stand_in = plan(ONE)
+    real = replace(stand_in, runs=tuple(replace(r, plan=replace(r.plan, marks=())) for r in stand_in.runs))
+    assert report_folder(real) == lab / "reports/one"
+    assert do(ONE).files["table"].parent == report_folder(stand_in) == lab / "reports/one-specimens"
 
 
 def test_two_presets_two_benchmarks_and_nothing_twice(lab, monkeypatch):
