@@ -3,8 +3,8 @@
     python benchmarks/gpu_kills.py MODEL_FOLDER --load-format dummy --kills 12 --out results.json
 
 A runner is a process that starts vLLM in a process of its own and asks GSM8K items. One of the two is killed at a
-random moment, while the engine loads or while it answers; then the card is watched until its memory is free, and the
-next runner resumes the same run. At the end one runner is left alone, and what is stored is counted.
+random moment: up to 10 s after the engine began to fill the card, or when a random number of further answers is stored.
+Then the card is watched until its memory is free, and the next runner resumes the same run. At the end one runner is left alone, and what is stored is counted.
 QWEN_EVAL_DATA names the folder of the real items; the results are where and when this ran.
 """
 import argparse
@@ -51,13 +51,26 @@ def lines(runs): return [json.loads(x) for f in runs.glob("*/completions.jsonl")
                          if x.endswith("}")]
 
 
+def wait_for(what, runner, patience_s=150):
+    "Until it is so; an error where the runner ends before."
+    begin = time.monotonic()
+    while not what():
+        if runner.poll() is not None or time.monotonic() - begin > patience_s:
+            raise SystemExit(f"the runner ended with status {runner.poll()}, or nothing happened for {patience_s} s")
+        time.sleep(0.1)
+
+
 def disturb(spec, victim, moment, rng, before):
     "Start a runner, kill it or its engine, and look at what is left."
     runner = subprocess.Popen([sys.executable, "-c", RUNNER, json.dumps(spec)], text=True, stdout=subprocess.PIPE)
+    had = len(lines(Path(spec["runs"])))
     if moment == "answering":
-        runner.stdout.readline()
-        time.sleep(rng.uniform(2, 12))
-    else: time.sleep(rng.uniform(10, 24))
+        wanted = had + rng.randint(30, 160)
+        wait_for(lambda: len(lines(Path(spec["runs"]))) >= wanted, runner)
+        time.sleep(rng.uniform(0, 0.5))
+    else:
+        wait_for(lambda: used_gib() > before + 1, runner)
+        time.sleep(rng.uniform(0, 10))
     family = psutil.Process(runner.pid).children(recursive=True)
     engines = [p for p in family if "engines.process" in " ".join(p.cmdline())]
     loaded, target = used_gib(), runner.pid if victim == "runner" or not engines else engines[0].pid
@@ -66,7 +79,8 @@ def disturb(spec, victim, moment, rng, before):
     seconds = free_again(before)
     left = psutil.wait_procs(family, timeout=20)[1]
     return {"victim": victim, "moment": moment, "status": status, "gib_at_kill": loaded, "free_after_s": seconds,
-            "gib_after": used_gib(), "processes_left": len(left), "answers_stored": len(lines(Path(spec["runs"])))}
+            "gib_after": used_gib(), "processes_left": len(left), "answers_before": had,
+            "answers_stored": len(lines(Path(spec["runs"])))}
 
 
 def main():
