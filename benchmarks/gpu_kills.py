@@ -4,7 +4,8 @@
 
 A runner is a process that starts vLLM in a process of its own and asks GSM8K items. One of the two is killed at a
 random moment: up to 10 s after the engine began to fill the card, or when a random number of further answers is stored.
-Then the card is watched until its memory is free, and the next runner resumes the same run. At the end one runner is left alone, and what is stored is counted.
+Then the card is watched until its memory is free, and the next runner resumes the same run. At the end one runner is
+left alone, and what is stored is counted.
 QWEN_EVAL_DATA names the folder of the real items; the results are where and when this ran.
 """
 import argparse

@@ -87,6 +87,7 @@ def fit_(
     from qwen_eval.protocols import max_model_len, protocol as find_protocol
     from qwen_eval.weights import describe
     model, device = describe(find_model(name)), detect()
+    if model.is_api: raise ConfigError(f"{model.id} is reached through an API only: nothing of it has to fit here.")
     answer = fit(model, find_preset(preset), device, max_model_len(find_protocol(protocol), model, prompt_tok))
     data = {"model": model.id, "preset": preset, "device": str(device), **msgspec.to_builtins(answer)}
     say(data, lambda d: d["message"], as_json)
@@ -233,9 +234,12 @@ def rescore_(
     qwen-eval rescore smollm2_135m--humaneval--balanced--1a2b3c4d
     """
     from qwen_eval.evaluation import rescore
-    from qwen_eval.runs import summary
+    from qwen_eval.runs import open_run, summary
+    from qwen_eval.scores import n_changed, read_scores
+    before = read_scores(open_run(run).path)
     done = rescore(run, allow_unsafe_code=allow_unsafe_code)
-    say(summary(done) if as_json else done, repr, as_json)
+    said = f"{n_changed(before, done.scores)} of {len(done.scores)} scores are not what they were."
+    say(summary(done) if as_json else done, lambda r: f"{r!r}\n{said}", as_json)
 
 # %% ../nbs/90_cli.ipynb #c16
 @app.command("score")

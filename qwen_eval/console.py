@@ -33,12 +33,13 @@ class Edge(TyperGroup):
             print(f"qwen-eval: {what}. Name another place in settings.ini or free this one; what is finished is kept.",
                   file=sys.stderr)
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as e:
             import shlex
             import shutil
             name = "qwen-eval" if shutil.which("qwen-eval") else sys.argv[0]
             again = shlex.join([name, *sys.argv[1:]])
-            print(f"\nInterrupted. What is finished is kept; the same command goes on: {again}", file=sys.stderr)
+            kept = str(e) or "What is finished is kept."
+            print(f"\nInterrupted. {kept} The same command goes on: {again}", file=sys.stderr)
             raise typer.Exit(130) from None
 
 # %% ../nbs/88_console.ipynb #c07

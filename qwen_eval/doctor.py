@@ -138,7 +138,9 @@ def _token():
 def _data():
     folder, known = settings().data, benchmarks().names()
     advice = "Name a folder of benchmark files in QWEN_EVAL_DATA or [paths] data; else the hub and PyPI are asked."
-    if folder is None: return Check(what="data", state="warning", found="no folder is named", advice=advice)
+    if folder is None:
+        more = " Without any of these, --allow-specimens tries a command on hand-written items."
+        return Check(what="data", state="warning", found="no folder is named", advice=advice + more)
     if not folder.is_dir(): return Check(what="data", state="missing", found=f"{folder} is no folder", advice=advice)
     here = [b for b in known if any((folder / f"{b}{p}").is_file() for p in PACKAGINGS)]
     found = f"{len(here)} of {len(known)} benchmarks in {folder}" + (f": {', '.join(here)}" if here else "")

@@ -9,7 +9,7 @@ __all__ = ['FAKES', 'Plan', 'fingerprint', 'who_answers', 'engine_name', 'plan_r
 import math
 from collections.abc import Iterable, Iterator
 from copy import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from .datasets.all import benchmark as find_benchmark
 from .datasets.base import Benchmark, ItemSet, Variant, item_order, load
 from .engines.all import default_engine, engines
 from .engines.base import Engine, EngineInfo
-from .errors import ConfigError, ContextOverflow
+from .errors import ConfigError, ContextOverflow, UnknownNameError
 from .fetch import writable
 from .hardware import Device, detect
 from .loadable import check_loadable
@@ -149,6 +149,10 @@ def _dtype(located):
 def _tokenizer_of(located): return load_tokenizer(located)
 
 def _filled(given): # for the manifest, as plain values
+    known = {*given, *(f.name for f in fields(Protocol))} - {"overrides", "item_set", "id", "notes"}
+    for name in (overrides := given.pop("overrides")):
+        if name not in known: raise UnknownNameError("argument", name, known)
+    given |= overrides
     for name, value in given.items():
         if value == "" and name != "system": raise ConfigError(f"{name} is empty. Name one, or leave it out.")
     return {k: _say(x) for k, x in _given(given).items()}
@@ -212,7 +216,7 @@ def plan_run(
 ) -> Plan: # With everything resolved
     "What a run would be; raises `ConfigError`, `UnknownNameError` or `IntegrityError` for whatever cannot work."
     data_file = Path(data_file).expanduser() if data_file else data_file
-    asked = _filled({**locals(), **overrides, "overrides": None, "item_set": None})
+    asked = _filled({**locals(), "item_set": None})
     m = find_model(model, **_given({"adapter": adapter, "chat_template": chat_template, "variant": model_variant}))
     p = find_protocol(protocol, **overrides, **_given({"n_shot": n_shot, "seed": seed}))
     b, ps, folder, m = find_benchmark(benchmark), find_preset(preset), _check_wish(limit, runs, system), describe(m)

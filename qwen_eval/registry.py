@@ -45,6 +45,7 @@ class Registry:
         hint: str = "", # What to do next when it is unknown, one sentence
     ) -> Any: # The thing
         "The thing of that name; raises `UnknownNameError` with the nearest names."
+        if not isinstance(name, str): raise ConfigError(f"{name!r} is no name of a {self.kind}; give one, as text.")
         name = self._aliases.get(name, name)
         if name not in self._things: raise UnknownNameError(self.kind, name, [*self._things, *self._aliases], hint)
         return self._things[name]

@@ -102,7 +102,7 @@ def _templated(tokenizer, turns, thinking, tools):
                           "tokenizer's own.") from None
     except Exception as e: # a template is a program, of whoever wrote it
         roles = ", ".join(m["role"] for m in turns)
-        raise ConfigError(f"the chat template refuses turns of {roles}: {e}. "
+        raise ConfigError(f"the chat template refuses turns of {roles}: {str(e).rstrip('.')}. "
                           f"{_advice(str(e))}") from None
 
 def _advice(said): # templates that know no system turn, or want turns to alternate, say so in their own words

@@ -25,27 +25,34 @@ def runs_list(as_json: JsonFlag = False):
     from qwen_eval.settings import settings
     columns = {"run_id": "run", "variant": "variant", "n_shot": "shots", "max_tok": "budget", "metric": "metric",
                "value": "value", "low": "low", "high": "high", "n_items": "n", "started": "started", "marks": "marks"}
-    odd = {"system": "system text", "template": "template"} # shown where runs that look alike differ in it
+    odd = {"system": "system text", "template": "template", "engine": "engine"} # where runs that look alike differ
     def text(rows):
         if not rows: return f"No runs in {settings().runs}."
         alike = {}
         for r in rows: alike.setdefault((r["model"], r["benchmark"], r["preset"]), []).append(r)
         said = {k: v for k, v in odd.items() if any(len({r[k] for r in rs}) > 1 for rs in alike.values())}
         brief = [{"system": " ".join((r["system"] or "").split())[:24], "template": r["template"][:8],
-                  **{k: f"{r[k]:.3f}" for k in ("value", "low", "high")}} for r in rows]
+                  **{k: f"{r[k]:.3f}" if r["n_items"] else "–" for k in ("value", "low", "high")}} for r in rows]
         return table([r | b for r, b in zip(rows, brief, strict=True)], columns | said)
     say([summary(r) for r in list_runs()], text, as_json)
 
 @runs.command("show")
-def runs_show(run: RunName, as_json: JsonFlag = False):
-    """Show one run; with --json its manifest and its estimate.
+def runs_show(
+    run: RunName,
+    items: Annotated[int, typer.Option(min=0, help="Show so many of its answers, in the order asked.")] = 0,
+    as_json: JsonFlag = False,
+):
+    """Show one run; with --items its answers, with --json its manifest and its estimate too.
 
     \b
-    qwen-eval runs show 1a2b3c4d
+    qwen-eval runs show 1a2b3c4d --items 5
     """
     from qwen_eval.runs import open_run, summary
+    from qwen_eval.terminal import answer_rows, answer_text
     found = open_run(run)
-    say({**summary(found), "manifest": found.manifest} if as_json else found, repr, as_json)
+    rows = answer_rows(found, items) if items else []
+    if as_json: say({**summary(found), "manifest": found.manifest, **({"items": rows} if items else {})}, str, True)
+    else: print("\n\n".join([repr(found), *map(answer_text, rows)]))
 
 # %% ../nbs/89_run_commands.ipynb #c06
 @runs.command("verify")
@@ -63,7 +70,12 @@ def runs_verify(
     from qwen_eval.settings import settings
     every = [f for f in sorted(settings().runs.glob("*")) if f.is_dir() and not f.name.startswith(".")]
     found = [verify_run(r, deep=deep) for r in run or every]
-    say([dict(f) for f in found], lambda _: "\n".join(map(repr, found)) or f"No runs in {settings().runs}.", as_json)
+    def text(_):
+        lines = [f"{f['run_id']}: OK" if len(found) > 1 and f["status"] == "ok" else repr(f) for f in found]
+        n = sum(bool(f.broken) for f in found)
+        if len(found) > 1: lines.append(f"{len(found)} runs: {len(found) - n} hold together, {n} broken.")
+        return "\n".join(lines) or f"No runs in {settings().runs}."
+    say([dict(f) for f in found], text, as_json)
     if any(f.broken for f in found): raise typer.Exit(1)
 
 # %% ../nbs/89_run_commands.ipynb #c07

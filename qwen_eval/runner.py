@@ -93,7 +93,7 @@ def run_notebook(
     output.parent.mkdir(parents=True, exist_ok=True)
     asked = parameters(run, study, output)
     papermill.execute_notebook(template(), output, {**asked, "engine_address": address}, kernel_name="python3",
-                               cwd=settings().root, progress_bar=False, extra_arguments=["--log-level=ERROR"])
+                               cwd=settings().root, progress_bar=False, extra_arguments=["--log-level=CRITICAL"])
     check_effective(run, asked)
 
 def why(error):
@@ -158,8 +158,8 @@ def _stop_kernels():
 # %% ../nbs/87_runner.ipynb #c18
 def _announce(plan, n_todo, stream):
     "Say before anything starts what is there, and what stands in for what is missing."
-    n, stored = len(plan.runs), sum(min(r.n_done(), r.n_answers) for r in plan.runs)
-    todo = f"{n_todo} to do, {stored} of {sum(r.n_answers for r in plan.runs)} answers are stored"
+    n, (stored, wanted) = len(plan.runs), _stored(plan)
+    todo = f"{n_todo} to do, {stored} of {wanted} answers are stored"
     lines = [f"{n} run{'s' * (n > 1)}: " + (todo if n_todo else "all complete, nothing to generate")]
     for name, items in {r.benchmark: r.plan.item_set for r in plan.runs}.items():
         if "specimen" in items.marks:
@@ -182,7 +182,8 @@ def run_study(
     if notebooks: writable(folder, "Reports")
     with contextlib.ExitStack() as held:
         if _todo(p): held.enter_context(claim(r.path for r in p.runs))
-        failures = _do(p, _todo(p), folder / "notebooks" if notebooks else None, parallel, stream)
+        try: failures = _do(p, _todo(p), folder / "notebooks" if notebooks else None, parallel, stream)
+        except KeyboardInterrupt: raise KeyboardInterrupt("{} of {} answers are stored.".format(*_stored(p))) from None
         if notebooks:
             try: return close_study(p, failures, folder)
             except OSError as e:
@@ -190,6 +191,8 @@ def run_study(
                 print(f"{folder} takes no table and no report ({e.strerror or e}).", file=stream or sys.stderr)
     kept = {"runs": p.runs[0].plan.runs}
     return StudyOutcome(p.study, tuple(result_rows(p)), tuple(failures), kept, tuple(difference_rows(p)))
+
+def _stored(p): return sum(min(r.n_done(), r.n_answers) for r in p.runs), sum(r.n_answers for r in p.runs)
 
 def _todo(p): return [g for group in p.groups() if (g := tuple(r for r in group if r.state() != "complete"))]
 

@@ -270,7 +270,7 @@ def _plain(x):
 # %% ../nbs/06_store.ipynb #c43
 def generate_stage(
     n_done: int, # Answers that are stored and no engine errors
-    n_items: int, # Items wanted, the most of all sittings
+    n_items: int, # Items wanted, the most of all sessions
     epochs: int, # Repeats of each item
 ) -> dict[str, Any]: # `status`, `n_items`, `n_done`, `n_wanted`
     "What the manifest says of the stage `generate`."

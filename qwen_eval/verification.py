@@ -183,7 +183,7 @@ def _checks(path, m, deep):
         if not isinstance(found, dict) or found.get("format") != 1:
             raise IntegrityError(f"manifest.json is not one of format 1: {str(found)[:60]}")
         m.update(found)
-        yield "ok", f"format 1, {len(m['sessions'])} sittings"
+        yield "ok", f"format 1, {len(m['sessions'])} session{'s' * (len(m['sessions']) != 1)}"
     def table():
         kept["frame"] = read_scores(path)
         yield from ()

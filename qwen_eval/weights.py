@@ -195,7 +195,8 @@ def _near(model):
     if model.hub_id in (known := models()) or model.id in known: return ""
     names = [*known.names(), *(m.hub_id for m in known if m.hub_id)]
     said = str(UnknownNameError("model", model.hub_id, names)).partition(". ")[2]
-    return f"No model is registered under that name, and no folder of it is here. {said} "
+    near = f"{said} " if said.startswith("Did you mean") else ""
+    return f"No model is registered under that name, and no folder of it is here. {near}"
 
 def _from_hub_cache(model, error, weights=True):
     from huggingface_hub import snapshot_download

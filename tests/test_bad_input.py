@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from qwen_eval import fetch
 from qwen_eval.cli import app
-from qwen_eval.errors import ConfigError
+from qwen_eval.errors import ConfigError, QwenEvalError
 from qwen_eval.runner import run_study
 from qwen_eval.studies import Study
 
@@ -131,6 +131,14 @@ def test_weights_that_no_engine_could_load(mine, files, said):
 def test_an_empty_name_is_no_default(lab, option):
     said = refused(*RUN, option, "")
     assert "is empty" in said or "names no" in said or "Unknown" in said or "no presets" in said, said
+
+
+def test_arguments_of_evaluate_that_cannot_be():
+    from qwen_eval.evaluation import evaluate
+    for words, more, said in ((("smollm2_135m", ["gsm8k"]), {}, "no name of a benchmark"),
+                              (("smollm2_135m", "gsm8k"), {"limits": 3}, "Did you mean 'limit'"),
+                              (("smollm2_135m", "gsm8k"), {"answer_toks": 3}, "Did you mean 'answer_tok'")):
+        with pytest.raises(QwenEvalError, match=said): evaluate(*words, engine="fake", source="specimen", **more)
 
 
 def test_a_nasty_name_draws_nothing(lab):

@@ -119,6 +119,11 @@ def test_run_list_show_rescore(lab):
     shown = json.loads(ask("runs", "show", a["run_id"].split("--")[-1], "--json").stdout)
     assert shown["manifest"]["run_id"] == a["run_id"] and shown["manifest"]["effective"]["max_tok"] == 16
     assert json.loads(ask("rescore", a["run_id"], "--json").stdout)["value"] == a["value"]
+    said = ask("runs", "show", a["run_id"], "--items", "2").stdout
+    assert said.count("gsm8k/test/") == 2 and said.count("  asked   ") == 2
+    assert len(json.loads(ask("runs", "show", a["run_id"], "--items", "1", "--json").stdout)["items"]) == 1
+    assert "0 of 2 scores are not what they were" in ask("rescore", a["run_id"]).stdout
+    assert "2 runs: 2 hold together, 0 broken" in ask("runs", "verify").stdout
     assert "hand-written specimen" in ask(*words, "--allow-specimens").stdout
     assert "Did you mean" in ask("rescore", a["run_id"][:-1], status=2).stderr
 
