@@ -23,7 +23,7 @@ from pathlib import Path
 from .errors import ConfigError, IntegrityError
 from .fetch import sha256, writable
 from .runs import Run
-from .settings import settings
+from .settings import expand, settings
 from .sharing import publish
 from .store import by_key, check_free, differences, read_completions, read_manifest, run_id
 from .verification import FILES, SEAL, content_hash, read_seal, seal_text, verify_run
@@ -106,7 +106,7 @@ def export_run(
                              f"See: qwen-eval runs verify {name}")
     with tempfile.TemporaryDirectory() as tmp:
         source = publish([Run(path)], tmp)[0] if without_texts else path
-        target = _write(source, name, Path(to).expanduser(), "--without-texts" * without_texts)
+        target = _write(source, name, expand(to), "--without-texts" * without_texts)
         sealed = content_hash(source)
     return Archived(done="exported", run_id=name, archive=str(target), n_bytes=target.stat().st_size,
                     sha256=sha256(target), content_hash=sealed, warnings=_warnings(found))
@@ -270,7 +270,7 @@ def import_run(
     max_gib: float = 4.0, # Most that one file of the run may have, unpacked
 ) -> Archived: # `done` is "imported", or "there already"
     "Put a sent run into the store; raises `IntegrityError` with the member where anything is not as it was sent."
-    file, runs = Path(archive).expanduser(), writable(Path(root) if root else settings().runs, "Runs")
+    file, runs = expand(archive), writable(Path(root) if root else settings().runs, "Runs")
     try: opened = open(file, "rb") # noqa: SIM115
     except OSError as e: raise ConfigError(f"{file} cannot be read: {e.strerror}. Name an archive of a run.") from None
     _sweep(runs)

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 from .errors import ConfigError
+from .settings import expand
 
 # %% ../nbs/07_chat_templates.ipynb #c05
 def read_json(
@@ -56,7 +57,7 @@ def template_text(
 ) -> str: # Jinja text
     "A chat template as text; raises `ConfigError` where it is neither Jinja nor a file of it."
     if _JINJA.search(str(given)): return str(given)
-    try: text = (root / Path(given).expanduser()).read_text(encoding="utf-8")
+    try: text = (root / expand(given)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         why = getattr(e, "strerror", None) or "no UTF-8"
         raise ConfigError(f"chat_template {str(given)[:80]!r} is neither Jinja nor a file of it ({why}).") from None

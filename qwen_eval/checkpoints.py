@@ -16,6 +16,7 @@ from typing import Any
 from .errors import ConfigError
 from .fetch import sha256
 from .models import Model, model, read_json, step_of
+from .settings import expand
 from .weights import Located, hub_folder
 
 # %% ../nbs/15_checkpoints.ipynb #c05
@@ -100,7 +101,7 @@ def with_adapter(
     "The weights with the adapter that the model asks for; raises `ConfigError` where it cannot be had or does not fit."
     m, note = located.model, ()
     if m.adapter is None: return located
-    folder = Path(m.adapter).expanduser()
+    folder = expand(m.adapter)
     if not folder.is_dir(): folder = hub_folder(m.adapter, f"adapter of {m.id}")
     found = read_adapter(folder, read_json(located.path / "config.json"))
     known = {m.hub_id, Path(m.hub_id or "").name, located.path.name}
@@ -118,7 +119,7 @@ def series(
     "The checkpoints of a training run; raises `ConfigError` where there is none, or one is not whole."
     steps = {}
     with contextlib.suppress(OSError):
-        for f in sorted(Path(folder).expanduser().resolve().iterdir()):
+        for f in sorted(expand(folder).resolve().iterdir()):
             if (n := step_of(f.name)) is not None and f.is_dir(): steps.setdefault(n, []).append(f)
     if not steps:
         raise ConfigError(f"{folder} holds no series of checkpoints: folders such as checkpoint-100 or global_step100.")

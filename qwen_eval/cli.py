@@ -263,7 +263,7 @@ def score_(
     """
     from qwen_eval.outputs import score_outputs
     scored = score_outputs(outputs, benchmark, data=data, variant=variant, allow_specimens=allow_specimens,
-                           allow_unsafe_code=allow_unsafe_code)
+                           allow_unsafe_code=allow_unsafe_code, progress=True)
     say(dict(scored) if as_json else scored, repr, as_json)
 
 # %% ../nbs/90_cli.ipynb #c18

@@ -57,7 +57,7 @@ def difference_rows(
     rows, groups = [], {}
     for planned in plan.runs if plan.study.checkpoints else ():
         run = planned.run()
-        if run is None or not (run.path / "scores.parquet").exists(): continue
+        if run is None or not run.scored: continue
         groups.setdefault((planned.preset, planned.benchmark), []).append((planned.plan.model.id, run))
     for (preset, benchmark), runs in groups.items():
         for k in range(1, len(runs)):
@@ -130,10 +130,10 @@ def attention(
     cut, said = {}, {}
     for r in rows:
         where, n = f"{r['benchmark']}, {r['model']}", sum(r[s] for s in COUNTED)
-        if r["truncated"] > 0.05 * n:
+        if (by_budget := r["truncated"] - r["unasked"]) > 0.05 * n: # what was not asked is said apart
             ends = " to ".join(f"{100 * r[k]:.1f}" for k in ("if_truncated_wrong", "if_truncated_right"))
             known = f" ({ends} %)" if r["n_items"] else ""
-            cut.setdefault(where, []).append(f"{r['preset']} {r['truncated']} of {n}{known}")
+            cut.setdefault(where, []).append(f"{r['preset']} {by_budget} of {n}{known}")
         for why, few in _reasons(r, n): said.setdefault(why, []).append(f"{where}, {r['preset']}{few}")
     bounds = "in brackets the score if all of these were wrong, and right; a larger --answer-tok would tell"
     return [*(f"{where}: answers cut off by their budget: {', '.join(each)}; {bounds}." for where, each in cut.items()),

@@ -32,7 +32,8 @@ class UnknownNameError(QwenEvalError, KeyError):
         near = difflib.get_close_matches(str(name).lower(), self.known, n=3, cutoff=0.5)
         if near: tail = f"Did you mean {' or '.join(map(repr, near))}?"
         else: tail = f"Known: {', '.join(self.known[:20]) or 'none'}{' ...' if len(self.known) > 20 else ''}."
-        self.message = f"Unknown {kind} {name!r}. {tail}" + (f" {hint}" if hint else "")
+        said = repr(name) if len(str(name)) <= 100 else f"{str(name)[:60]!r}..."
+        self.message = f"Unknown {kind} {said}. {tail}" + (f" {hint}" if hint else "")
 
     def __str__(self): return self.message
 

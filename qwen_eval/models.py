@@ -18,7 +18,7 @@ from typing import Any, Literal
 from .chat_templates import chat_template, read_json, template_facts, template_text
 from .errors import ConfigError, UnknownNameError
 from .registry import Registry
-from .settings import declare, settings
+from .settings import declare, expand, settings
 
 # %% ../nbs/10_models.ipynb #c05
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +188,7 @@ def _from_settings(name, values, found):
     values = _dress(values, settings().root)
     like, folder, base = values.pop("like", None), values.get("path"), None
     if not (like or folder or values.get("api_id")): values.setdefault("variant", None) # its files will tell
-    if folder: values["path"] = folder = str((settings().root / Path(folder).expanduser()).resolve())
+    if folder: values["path"] = folder = str((settings().root / expand(folder)).resolve())
     if like:
         base = replace(found.get(like, "like names a model of ours or of an earlier section."), aliases=())
         if folder or "hub_id" in values: # other weights: what was said about the old ones goes
@@ -210,7 +210,7 @@ def _dress(values, root=None):
     return template_facts(text) | values | {"chat_template": text}
 
 def _adapter_name(given, root):
-    if (folder := root / Path(given).expanduser()).is_dir():
+    if (folder := root / expand(given)).is_dir():
         if (folder / "adapter_config.json").is_file(): return str(folder.resolve())
         raise ConfigError(f"{folder} holds no LoRA adapter: its adapter_config.json is missing.")
     if _HUB_ID.fullmatch(str(given).partition("@")[0]): return str(given)
@@ -230,7 +230,7 @@ def from_checkpoint(
     path: str | Path, # Folder with `config.json`
 ) -> Model: # With `path` set; the id is the folder's name
     "The facts that a local checkpoint states about itself; raises `ConfigError` where it has no readable config."
-    folder = Path(path).expanduser().resolve()
+    folder = expand(path).resolve()
     config = read_json(folder / "config.json")
     if not config:
         found = "holds nothing" if (folder / "config.json").is_file() else "is missing"
@@ -340,7 +340,7 @@ def model(
         found = known.get(str(name_or_path))
         if found.path and found.family is None: from_checkpoint(found.path) # says why its facts could not be read
     elif revision and name in known: found = replace(known.get(name), revision=revision)
-    elif Path(name_or_path).expanduser().is_dir(): found = _from_folder(Path(name_or_path).expanduser())
+    elif expand(name_or_path).is_dir(): found = _from_folder(expand(name_or_path))
     elif _HUB_ID.fullmatch(name):
         found = Model(id=str(name_or_path).rstrip("@"), hub_id=name, revision=revision or None, variant=None)
     elif _looks_like_a_folder(name): raise ConfigError(f"There is no folder {name_or_path}. Correct the path.")
@@ -352,7 +352,7 @@ _HUB_ID = re.compile(r"(?=.{3,96}$)(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9]
 
 def _looks_like_a_folder(name): return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
 
-def _short_name(adapter): return _name_of(Path(str(adapter).partition("@")[0]).expanduser().absolute())
+def _short_name(adapter): return _name_of(expand(str(adapter).partition("@")[0]).absolute())
 
 def _from_folder(folder):
     "A checkpoint, or the base model of a LoRA adapter with the adapter on top."

@@ -25,6 +25,7 @@ from .prompts import letter_order
 from .records import STATUSES, Completion, Continuation, Item, to_json
 from .scorers.text import ScoreOptions
 from .scores import measured, score_frame, score_pairs, weigh
+from .settings import expand
 from .sources import unpack
 
 # %% ../nbs/76_outputs.ipynb #c05
@@ -36,25 +37,35 @@ def read_outputs(
 ) -> Iterator[tuple[int, dict[str, Any]]]: # Line number from 1, and the row
     "Rows of a file of outputs; raises `ConfigError` where it cannot be read, `IntegrityError` where a line is broken."
     import msgspec
-    path = Path(path).expanduser()
+    path = expand(path)
     try: data = path.read_bytes()
     except OSError as e: raise ConfigError(f"{path} cannot be read: {e.strerror}. Name a file of outputs.") from None
     try: text = unpack(path, data).decode("utf-8-sig")
     except (OSError, EOFError, ValueError, zlib.error) as e:
         raise IntegrityError(f"{path} cannot be decoded: {e}. Fetch it again.") from None
     if path.name.removesuffix(".gz").endswith(".csv"):
-        yield from enumerate(csv.DictReader(io.StringIO(text)), 2)
+        yield from _table(path, text)
         return
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip(): continue
         try: yield number, msgspec.json.decode(line, type=dict[str, Any])
-        except msgspec.DecodeError as e: yield number, _leniently(line, f"{path}, line {number}: {e}")
+        except (msgspec.DecodeError, RecursionError) as e: yield number, _leniently(line, f"{path}, line {number}: {e}")
 
 def _leniently(line, why): # Python's own writer puts out NaN and halves of surrogate pairs, which JSON has not
-    try: row = json.loads(line)
-    except ValueError: row = None
-    if not isinstance(row, dict): raise IntegrityError(f"{why}. Each line is one JSON object.")
-    return json.loads(to_json(row))
+    try: row = json.loads(to_json(row)) if isinstance(row := json.loads(line), dict) else None
+    except (ValueError, RecursionError): row = None # nested deeper than any answer that was meant to be read
+    if row is None: raise IntegrityError(f"{why}. Each line is one JSON object.")
+    return row
+
+def _table(path, text):
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        names = reader.fieldnames or []
+        if twice := [n for n in dict.fromkeys(names) if names.count(n) > 1]:
+            raise ConfigError(f"{path} has several columns {', '.join(map(repr, twice))}; name each once.")
+        for row in reader: yield reader.line_num, row
+    except csv.Error as e: raise IntegrityError(f"{path}, line {reader.line_num}: {e}. It is no CSV file.") from None
 
 # %% ../nbs/76_outputs.ipynb #c07
 def match_outputs(
@@ -92,6 +103,27 @@ def _whose(value, key, known, items):
     return str(UnknownNameError("item", value[:80], [i.id for i in items], f"Ids look like {items[0].id!r}."))
 
 # %% ../nbs/76_outputs.ipynb #c11
+def _columns(names, where): # of one kind, numbered from 0 without a gap
+    found = [c for c in names if re.match(r"(nll|loglik)_", c or "")]
+    for kind in ("nll", "loglik"):
+        wanted = [f"{kind}_{i}" for i in range(len(found))]
+        if found and set(found) == set(wanted): return wanted
+    what = f"the columns {', '.join(found)[:100]}" if found else "no columns of log-likelihoods"
+    raise ConfigError(f"{where} has {what}; it needs nll_0, nll_1, ... or loglik_0, loglik_1, ..., one a choice.")
+
+def _number(text, place):
+    try: return float(text or "nan")
+    except ValueError: raise ConfigError(f"{place}: {text[:40]!r} is no number; log-likelihoods are.") from None
+
+def _sign(columns, values, where): # by which a value becomes a log-likelihood
+    above = sum(x > 1e-6 for v in values for x in v)
+    if not above: return 1 # or a column called nll would hold likelihoods of 1 and more
+    below = sum(x < -1e-6 for v in values for x in v)
+    if columns[0].startswith("nll") and above > below: return -1
+    raise ConfigError(f"{where}: {above} values are above 0 and {below} below; log-likelihoods (loglik_0, ...) are at "
+                      "most 0, negative ones (nll_0, ...) at least 0.")
+
+# %% ../nbs/76_outputs.ipynb #c12
 def read_likelihoods(
     rows: Iterator[tuple[int, Mapping[str, Any]]], # Line numbers and rows, values as text
     items: tuple[Item, ...], # Of the benchmark, in the order of its file
@@ -99,28 +131,26 @@ def read_likelihoods(
 ) -> list[Completion]: # In the order of the file, with `continuations` of one token each
     "Completions from log-likelihoods; raises `ConfigError` where columns or rows do not fit the items."
     rows, by_id, epochs, found = list(rows), {i.id: i for i in items}, {}, []
-    columns = [c for c in (rows[0][1] if rows else ()) if re.fullmatch(r"(nll|loglik)_\d+", c or "")]
-    columns.sort(key=lambda c: int(c.split("_")[1]))
-    key = next((k for k in KEYS[:3] if rows and k in rows[0][1]), None)
-    if not columns: raise ConfigError(f"{where} has no columns nll_0, nll_1, ... or loglik_0, loglik_1, ...")
+    if not rows: raise ConfigError(f"{where} holds no rows.")
+    columns = _columns(rows[0][1], where)
+    key = next((k for k in KEYS[:3] if k in rows[0][1]), None)
     if key is None and len(rows) != len(items):
         raise ConfigError(f"{where} has {len(rows)} rows, the benchmark {len(items)} items; "
                           "add a column id, or bring the rows into the order of the items.")
-    try: values = [[float(row[c] or "nan") for c in columns] for _, row in rows]
-    except (TypeError, ValueError) as e: raise ConfigError(f"{where}: {e}; log-likelihoods are numbers.") from None
-    sign = -1 if columns[0].startswith("nll") and sum(x > 0 for v in values for x in v) > len(values) else 1
+    values = [[_number(row[c], f"{where}, line {number}") for c in columns] for number, row in rows]
+    sign = _sign(columns, values, where)
     whose = items if key is None else [by_id.get(row[key]) for _, row in rows]
     for (number, row), v, item in zip(rows, values, whose, strict=True):
         if item is None: raise ConfigError(f"{where}, line {number}: {_whose(row[key], key, (), items)}")
         n, v = len(item.choices), v[:len(item.choices)]
-        if len(v) < n or any(map(math.isnan, v)):
+        if len(v) < n or any(math.isnan(x) or sign * x == math.inf for x in v):
             raise ConfigError(f"{where}, line {number}: item {item.id!r} has {n} choices, but the row has {v}.")
         ends = tuple(Continuation(logprob=sign * x, n_tok=1) for x in v)
         epochs[item.id] = epoch = epochs.get(item.id, -1) + 1
         found.append(Completion(item_id=item.id, epoch=epoch, continuations=ends))
     return found
 
-# %% ../nbs/76_outputs.ipynb #c16
+# %% ../nbs/76_outputs.ipynb #c17
 def _variant(benchmark, name, mode):
     "(name, Variant) for outputs of that mode."
     names = [name] if name else [benchmark.default_variant["chat"], *benchmark.variants]
@@ -139,7 +169,7 @@ def unshuffled(item): # an Item
     back = sorted(range(len(order)), key=order.__getitem__) # position at which each choice is shown
     return replace(item, choices=tuple(item.choices[back[i]] for i in range(len(order))), target=order[item.target])
 
-# %% ../nbs/76_outputs.ipynb #c19
+# %% ../nbs/76_outputs.ipynb #c20
 class Scored(dict):
     "Scores of outputs: `items`, `estimate`, `estimates`, `counts`, and what they were made from."
     def __repr__(self): return "\n".join(f"{k:>13}  {v}" for k, v in self._cells().items())
@@ -159,7 +189,7 @@ class Scored(dict):
         return {**marks, "benchmark": f"{self['benchmark']} ({self['variant']})", **shown, **missing, **counts,
                 "source": f"{self['source']} ({self['verified']})"}
 
-# %% ../nbs/76_outputs.ipynb #c20
+# %% ../nbs/76_outputs.ipynb #c21
 def score_outputs(
     path: str | Path, # JSON lines of completions, or CSV of log-likelihoods; plain or gzip
     benchmark: str | Benchmark, # What they answer
@@ -170,8 +200,10 @@ def score_outputs(
     source: str | None = None, # "file", "hub", "pypi" or "specimen"; None is the first that answers
     allow_specimens: bool = False, # May hand-written items stand in where no source answers?
     shuffled: bool = False, # Were options shown in this project's shuffled order?
+    progress: bool = False, # Show a bar, where it takes more than two seconds?
 ) -> Scored: # A dict, ready for JSON
     "Score outputs that were made elsewhere; raises `ConfigError` where they do not fit the benchmark."
+    from tqdm.auto import tqdm
     b, where = find_benchmark(benchmark), Path(path).name
     table = where.removesuffix(".gz").endswith(".csv")
     name, v = _variant(b, variant, "continuations" if table else "generate")
@@ -181,6 +213,7 @@ def score_outputs(
     asked = {i.id: i if table or shuffled else unshuffled(i) for i in item_set.items}
     options = ScoreOptions(allow_unsafe_code=allow_unsafe_code, n_workers=n_workers)
     scores = score_pairs([(asked[c.item_id], c) for c in made], v, options)
+    scores = tqdm(scores, "scoring", len(made), delay=2, leave=False, disable=not progress)
     frame = score_frame(scores, {c.key: c for c in made}, item_set.items)
     return _result(frame, b, name, v, item_set, ["acc_tok"] if table else [v.metric, *measured(frame)])
 

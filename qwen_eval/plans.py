@@ -28,7 +28,7 @@ from .protocols import (Protocol, check_protocol, max_model_len, n_epochs, proto
                                  vendor_protocol)
 from .records import Item, Request
 from .requests import ByteTokenizer, build_requests, output_budget
-from .settings import settings
+from .settings import expand, settings
 from .store import run_id
 from .weights import Located, describe, generation_config, locate, template_hash, tokenizer as load_tokenizer
 
@@ -164,7 +164,7 @@ def _check_wish(limit, runs, system):
     try: (system or "").encode()
     except UnicodeEncodeError as e:
         raise ConfigError(f"the system text is not Unicode at character {e.start + 1}; correct it.") from None
-    return writable(Path(runs).expanduser().resolve() if runs else settings().runs, "Runs")
+    return writable(expand(runs).resolve() if runs else settings().runs, "Runs")
 
 def _given(values): return {k: x for k, x in values.items() if x is not None}
 
@@ -172,7 +172,7 @@ def _say(x): # for the manifest: an id, a path from the root, or the kind of thi
     if isinstance(x, Path): return str(x.resolve())
     return x if isinstance(x, (str, int, float, bool)) else getattr(x, "id", None) or type(x).__name__
 
-def _located(model, engine, tokenizer):
+def _located(model, preset, engine, tokenizer):
     "(Located or None, tokenizer or None) for the engine that will answer."
     can = getattr(engine, "capabilities", None)
     if can and not can.token_ids: return None, None
@@ -180,7 +180,7 @@ def _located(model, engine, tokenizer):
         return None, _dressed(tokenizer or ByteTokenizer(), model)
     found = with_adapter(locate(model))
     if (name := engine_name(engine)) not in FAKES and not hasattr(engine, "run"): # else it is loaded
-        check_loadable(found, "transformers" if name == "transformers" else "vllm")
+        check_loadable(found, "transformers" if name == "transformers" else "vllm", preset.kv_cache_dtype)
     return found, _dressed(tokenizer, found.model) if tokenizer else _tokenizer_of(found)
 
 def _dressed(tokenizer, model):
@@ -215,7 +215,7 @@ def plan_run(
     **overrides: Any, # Fields of the protocol to set, such as `answer_tok=384`
 ) -> Plan: # With everything resolved
     "What a run would be; raises `ConfigError`, `UnknownNameError` or `IntegrityError` for whatever cannot work."
-    data_file = Path(data_file).expanduser() if data_file else data_file
+    data_file = expand(data_file) if data_file else data_file
     asked = _filled({**locals(), "item_set": None})
     m = find_model(model, **_given({"adapter": adapter, "chat_template": chat_template, "variant": model_variant}))
     p = find_protocol(protocol, **overrides, **_given({"n_shot": n_shot, "seed": seed}))
@@ -225,7 +225,7 @@ def plan_run(
     check_protocol(p, m, v.mode, answer=v.answer)
     fake = engine_name(engine) in FAKES
     item_set = item_set or load(b, source, data_file, allow_specimens=allow_specimens)
-    located, tok = _located(m, engine, tokenizer)
+    located, tok = _located(m, ps, engine, tokenizer)
     m = located.model if located else m
     p = check_protocol(vendor_protocol(p, m, generation_config(located) if located else {}), m, v.mode, answer=v.answer)
     device = None if fake or located is None else detect()

@@ -73,8 +73,8 @@ def preset(
                           "in (0, 1].")
     for key in ("max_num_seqs", "cpu_max_num_seqs", "tensor_parallel_size", "max_num_batched_tokens",
                 "cpu_max_num_batched_tokens", "cpu_kv_gib"):
-        if getattr(p, key) is not None and getattr(p, key) <= 0:
-            raise ConfigError(f"preset {p.id!r}: {key} is {getattr(p, key)}; it must be positive.")
+        if getattr(p, key) is not None and not 0 < getattr(p, key) < math.inf:
+            raise ConfigError(f"preset {p.id!r}: {key} is {getattr(p, key)}; it must be positive and finite.")
     for seqs, batch in ((p.max_num_seqs, p.max_num_batched_tokens), (p.cpu_max_num_seqs, p.cpu_max_num_batched_tokens)):
         if batch is not None and batch < seqs:
             raise ConfigError(f"preset {p.id!r}: {batch} tokens a step cannot serve {seqs} sequences; the engine "

@@ -6,6 +6,7 @@
 __all__ = ['Protocol', 'protocols', 'protocol', 'vendor_protocol', 'n_epochs', 'check_protocol', 'max_model_len']
 
 # %% ../nbs/12_protocols.ipynb #c02
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -89,14 +90,15 @@ def protocol(
 
 def _limits(p):
     "Field -> (is its value possible?, what it must be)"
-    return {"temperature": (p.temperature is None or p.temperature >= 0, "0 or more"),
+    return {"temperature": (p.temperature is None or 0 <= p.temperature < math.inf, "0 or more, and finite"),
             "top_p": (0 < p.top_p <= 1, "in (0, 1]"),
             "top_k": (p.top_k == -1 or p.top_k >= 1, "-1 (all) or at least 1"),
-            "repetition_penalty": (p.repetition_penalty > 0, "above 0"),
+            "repetition_penalty": (0 < p.repetition_penalty < math.inf, "above 0, and finite"),
             "answer_tok": (p.answer_tok >= 1, "at least 1"),
             "code_answer_tok": (p.code_answer_tok is None or p.code_answer_tok >= 1, "at least 1"),
             "thinking_tok": ((p.thinking_tok > 0) == p.thinking, "above 0 with thinking, 0 without"),
             "epochs": (p.epochs >= 1, "at least 1"), "epochs_many": (p.epochs_many >= 1, "at least 1"),
+            "seed": (0 <= p.seed < 2**32, "from 0 to 4294967295, the seeds that engines take"),
             "n_shot": (p.n_shot is None or p.n_shot >= 0, "0 or more")}
 
 # %% ../nbs/12_protocols.ipynb #c16

@@ -24,7 +24,8 @@ from .models import models
 from .plans import FAKES
 from .presets import engine_args
 from .progress import Board, LineCount
-from .settings import settings
+from .scores import read_scores
+from .settings import expand, settings
 from .store import check_free, claim, read_manifest
 from .studies import Planned, Study, contexts, plan
 
@@ -47,7 +48,7 @@ def parameters(
     output: Path | None = None, # Where the executed notebook will lie
 ) -> dict[str, Any]: # Plain values by the names of the template's parameters, without the engine's address
     "What the notebook of a run is given."
-    here, model = settings().root, Path(run.model).expanduser()
+    here, model = settings().root, expand(run.model)
     model = run.model if run.model in models() or not model.is_dir() else str(model.resolve()) # kernels work elsewhere
     place = output and str(output.relative_to(here) if output.is_relative_to(here) else output.name)
     return {"model": model, "preset": run.preset, "benchmark": run.benchmark, "protocol": study.protocol,
@@ -74,9 +75,14 @@ def unfinished(run):
     "What is left to do of a run, and how; empty where it is complete."
     if run.state() == "complete": return ""
     left, counts = run.n_answers - run.n_done(), run.run().counts if (run.path / "scores.parquet").exists() else {}
-    rest = f"{left} of {run.n_answers} answers are missing or engine errors" if left else \
+    rest = f"{left} of {run.n_answers} answers are missing or engine errors{_first_error(run)}" if left else \
         f"{counts.get('not_scored', 'all')} answers are not scored"
     return f"Run {run.path.name} ended, but {rest}. The same command goes on with them."
+
+def _first_error(run): # in brackets, or ""
+    frame = read_scores(run.path)
+    said = () if frame is None else frame.detail[frame.status == "engine_error"]
+    return f" (the first: {said.iloc[0][:200]})" if len(said) else ""
 
 # %% ../nbs/87_runner.ipynb #c13
 def run_notebook(

@@ -16,7 +16,7 @@ from .errors import ConfigError, IntegrityError, QwenEvalError, UnknownNameError
 from .prompts import letter_order
 from .records import COUNTED, STATUSES, Completion, Estimate
 from .scores import measured, read_scores, truncation_bounds, weigh
-from .settings import settings
+from .settings import expand, settings
 from .store import by_key, read_completions, read_manifest
 
 # %% ../nbs/70_runs.ipynb #c05
@@ -84,8 +84,14 @@ class StoredRun:
         return {k: c for k, c in kept.items() if k[0] in view}
 
     @property
+    def scored(self) -> bool: # Some of its answers may still wait for their score
+        "Is there a table of scores?"
+        return (self.path / "scores.parquet").exists()
+
+    @property
     def complete(self) -> bool: # While it is False, an estimate favours the items that finish early
-        "Has every item in view an answer that is no engine error?"
+        "Has every item in view a scored answer that is no engine error?"
+        if not self.scored: return False
         n_items = self.manifest["stages"]["generate"]["n_items"]
         n_answers = int((self.scores.status != "engine_error").sum())
         return n_answers == min(self.limit or n_items, n_items) * self.manifest["epochs"]
@@ -137,7 +143,7 @@ class Run(StoredRun):
     @property
     def counts(self) -> dict[str, int]: # Every status, in the order of `STATUSES`
         "Scores per status."
-        return {s: int((self.scores.status == s).sum()) for s in STATUSES}
+        return {s: int((self.scores.status == s).sum()) if self.scored else 0 for s in STATUSES}
 
     @property
     def truncated(self) -> int: # Answers
@@ -164,10 +170,10 @@ def summary(
 ) -> dict[str, Any]: # One flat row; `note` says why a value is missing
     "A run in one row: what was asked, the primary estimate, counts, cost and pedigree."
     m, f, p = run.manifest, run.manifest["fingerprint"], run.performance
-    scored, note = (run.path / "scores.parquet").exists(), ""
+    scored, note = run.scored, ""
     try: e = run.estimate(max_error_rate=max_error_rate)
     except ConfigError as why:
-        e = Estimate(value=math.nan, low=math.nan, high=math.nan, method="none", counts=run.counts if scored else {})
+        e = Estimate(value=math.nan, low=math.nan, high=math.nan, method="none", counts=run.counts)
         note = str(why)
     if e.counts.get("not_scored"): note = str(run.scores.detail[run.scores.status == "not_scored"].iloc[0])
     low, high = run.bounds if e.n_items else (math.nan, math.nan)
@@ -180,7 +186,7 @@ def summary(
             "system": f.get("protocol", {}).get("system"), "template": f["model"].get("template", ""),
             **_room(run, scored), "if_truncated_wrong": low, "if_truncated_right": high,
             "output_tok_s": p["output_tok_s"], "seconds": p["seconds"], "n_output_tok": p["n_output_tok"],
-            "complete": scored and run.complete, "marks": ", ".join(m["marks"]), "note": note,
+            "complete": run.complete, "marks": ", ".join(m["marks"]), "note": note,
             "verified": m["items"]["verified"], "source": m["items"]["source"],
             "engine": f["engine"]["name"], "device": f["device"]["name"]}
 
@@ -252,7 +258,8 @@ def open_run(
 ) -> Run: # To read
     "A stored run; raises `UnknownNameError` with the nearest ids."
     folder = Path(root) if root else settings().runs
-    for path in (folder / name, Path(name)):
+    name = expand(name)
+    for path in (folder / name, name):
         if (path / "manifest.json").is_file(): return Run(path.resolve(), limit)
     ids = [r.name for r in sorted(folder.glob("*")) if (r / "manifest.json").is_file()]
     found = [i for i in ids if i.endswith(f"--{name}")]

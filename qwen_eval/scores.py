@@ -196,7 +196,8 @@ def truncation_bounds(
     "How far truncation could have moved a score; NaN where nothing was judged."
     import numpy as np
     from qwen_eval.metrics import metrics
-    m, cut, found = metrics.get(metric), frame.status == "truncated", []
+    cut = (frame.status == "truncated") & ~frame.detail.str.startswith("not asked") # no budget would help those
+    m, found = metrics.get(metric), []
     for end in m.range if m.higher_is_better else m.range[::-1]:
         values = _matrix(frame.assign(**{m.column: frame[m.column].mask(cut, end)}), m.column) # (n_items, n_epochs)
         means = [np.nanmean(v) for v in values if not np.isnan(v).all()]

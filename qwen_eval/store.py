@@ -207,8 +207,7 @@ class RunWriter:
 
 def _sweep(path): # what a process left that was killed while it wrote a whole file
     for f in [f for name in ("manifest.json", "scores.parquet") for f in path.glob(f".{name}.*")]:
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - f.stat().st_mtime > 60: f.unlink()
+        f.unlink(missing_ok=True)
 
 # %% ../nbs/06_store.ipynb #c35
 @contextlib.contextmanager

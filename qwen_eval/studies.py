@@ -18,7 +18,7 @@ from .hardware import require_fit
 from .runs import Run
 from .sandbox import available
 from .scores import read_scores, settled
-from .settings import declare, settings
+from .settings import check_name, declare, expand, settings
 from .store import by_key, read_completions
 from .terminal import text_table
 
@@ -69,7 +69,7 @@ class Study:
 
 def _in_full(given): # notebooks work in another folder
     for place in () if "{" in given else (Path.cwd(), settings().root):
-        if (path := place / Path(given).expanduser()).exists(): return str(path.resolve())
+        if (path := place / expand(given)).exists(): return str(path.resolve())
     return given
 
 # %% ../nbs/85_studies.ipynb #c07
@@ -82,6 +82,7 @@ def study(
     if isinstance(name, str) and name not in known:
         raise UnknownNameError("study", name, known, "Declare it as [study.NAME] in settings.ini.")
     found = name if isinstance(name, Study) else declare(Study, name, known[name], f"study.{name}")
+    check_name("study", found.id)
     for key in ("models", "benchmarks", "presets"):
         values = getattr(found, key)
         if key == "models" and found.checkpoints: continue

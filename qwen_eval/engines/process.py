@@ -246,13 +246,12 @@ def _die_with_parent(address):
 def serve() -> None:
     "Main function of the server's process: one JSON argument with name, path, args, seed and address."
     spec = json.loads(sys.argv[1])
-    address, server = spec.pop("address"), None
+    address, server, engine = spec.pop("address"), None, None
     def end(*_):
         if server is None: raise SystemExit(143)
         server.stop()
     signal.signal(signal.SIGTERM, end)
     threading.Thread(target=_die_with_parent, args=(address,), daemon=True).start()
-    engine = None
     try:
         engine = _make(**spec)
         server = Server(engine, address)
@@ -351,15 +350,16 @@ class EngineProcess:
 
     def stop(self) -> None:
         "End the process and all that it has started; may be called twice."
-        atexit.unregister(self.stop)
         try:
             self.process.terminate()
             self.process.wait(timeout=self.patience_s)
         except subprocess.TimeoutExpired: pass
-        with contextlib.suppress(ProcessLookupError, PermissionError): os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.process.stdin.close()
-        if not (self._failed and self.log.parent == self._folder): shutil.rmtree(self._folder, ignore_errors=True)
+        finally: # at a second Ctrl-C too
+            with contextlib.suppress(ProcessLookupError, PermissionError): os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process.stdin.close()
+            if not (self._failed and self.log.parent == self._folder): shutil.rmtree(self._folder, ignore_errors=True)
+            atexit.unregister(self.stop)
 
     def __enter__(self): return self
     def __exit__(self, *_): self.stop()
