@@ -143,7 +143,8 @@ def test_a_cache_that_the_engine_does_not_know(mine, engine, monkeypatch):
                     + "[preset.odd]\nkv_cache_dtype = fp17\n")
     monkeypatch.setenv("QWEN_EVAL_TEST_ROUND", f"odd {engine}")
     (mine / "pytorch_model.bin").write_bytes(b"PK")
-    said = refused("run", str(mine), "--benchmarks", "gsm8k", "--allow-specimens", "--preset", "odd", "--answer-tok", "64")
+    said = refused("run", str(mine), "--benchmarks", "gsm8k", "--allow-specimens", "--preset", "odd",
+                   "--answer-tok", "64")
     assert f"Unknown kv_cache_dtype for the engine {engine} 'fp17'" in said
 
 
@@ -156,7 +157,7 @@ HELLASWAG = ("score", "{file}", "--benchmark", "hellaswag", "--allow-specimens")
     ("x.csv", "id,loglik_0,loglik_0\n", "several columns 'loglik_0'"),
     ("x.csv", f"id,loglik_{'9' * 5000}\n{{id}},-1\n", "it needs nll_0"),
     ("x.csv", "id,loglik_0,loglik_1,loglik_2,loglik_3\n{id},-1,-2,-3,inf\n", "above 0"),
-    ("x.csv", "id,loglik_0,loglik_1,loglik_2,loglik_3\n{id},1,2,3,4\n", "log-likelihoods (loglik_0, ...) are at most 0"),
+    ("x.csv", "id,loglik_0,loglik_1,loglik_2,loglik_3\n{id},1,2,3,4\n", "(loglik_0, ...) are at most 0"),
     ("x.csv", "id,nll_0,nll_1,nll_2,nll_3\n{id},1,2,3,inf\n{id},1,2,3,nan\n", "has 4 choices"),
     ("x.csv", "id,loglik_0,loglik_1,loglik_2,loglik_3\r{id},-1,-2,-3\r", "has 4 choices"),
     ("x.csv", "id,loglik_0,loglik_1,loglik_2,loglik_3\n{id},-1,-2,-3," + "x" * 200_000 + "\n", "is no number"),
