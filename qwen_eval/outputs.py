@@ -23,8 +23,8 @@ from .engines.base import split_thinking
 from .errors import ConfigError, IntegrityError, UnknownNameError
 from .prompts import letter_order
 from .records import STATUSES, Completion, Continuation, Item, to_json
-from .scorers.text import ScoreOptions
-from .scores import measured, score_frame, score_pairs, weigh
+from .scorers.text import ScoreOptions, score_items
+from .scores import measured, score_frame, weigh
 from .settings import expand
 from .sources import unpack
 
@@ -212,7 +212,7 @@ def score_outputs(
     if table: v = replace(v, metric="acc_tok")
     asked = {i.id: i if table or shuffled else unshuffled(i) for i in item_set.items}
     options = ScoreOptions(allow_unsafe_code=allow_unsafe_code, n_workers=n_workers)
-    scores = score_pairs([(asked[c.item_id], c) for c in made], v, options)
+    scores = score_items([(asked[c.item_id], c) for c in made], v.score, v, options)
     scores = tqdm(scores, "scoring", len(made), delay=2, leave=False, disable=not progress)
     frame = score_frame(scores, {c.key: c for c in made}, item_set.items)
     return _result(frame, b, name, v, item_set, ["acc_tok"] if table else [v.metric, *measured(frame)])

@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 from .errors import ConfigError
 from .records import Item
 from .registry import Registry
@@ -26,6 +27,8 @@ class Block:
     task: str = "" # What a chat model is told to do
     continuations: tuple[str, ...] = () # Endings to score, joining space included, in the order of `Item.choices`
     labels: tuple[str, ...] = () # Letters shown, in the order shown
+    turns: tuple[dict[str, Any], ...] = () # Chat turns in place of all this, where the item is a conversation
+    tools: tuple[dict[str, Any], ...] = () # What a chat model may call: `type` and `function`, as OpenAI writes them
 
 # %% ../nbs/30_prompts.ipynb #c07
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -49,7 +52,7 @@ def correct_letter(
     return LETTERS[letter_order(item).index(item.target)]
 
 # %% ../nbs/30_prompts.ipynb #c16
-prompts = Registry("prompt")
+prompts = Registry("prompt", rooms=())
 
 # %% ../nbs/30_prompts.ipynb #c18
 @prompts.register("gsm8k-fewshot")
@@ -178,10 +181,18 @@ def as_messages(
     system: str | None = None, # System text; None leaves it to the chat template
 ) -> tuple[dict[str, str], ...]: # Turns with `role` and `content`, ending with the user's
     "Examples and question as chat turns."
+    if block.turns: return _conversation(block, shots, system)
     head = [{"role": "system", "content": system}] if system is not None else []
     if shots and not turns:
         return *head, {"role": "user", "content": "\n\n".join(filter(None, (block.task, as_text(block, shots))))}
     for s in shots: head += [{"role": "user", "content": _turn(s)}, {"role": "assistant", "content": _answer(s)}]
     return *head, {"role": "user", "content": _turn(block)}
+
+def _conversation(block, shots, system):
+    if shots: raise ConfigError("a conversation is shown as it stands, without examples; set n_shot=0.")
+    if system is None: return block.turns
+    if block.turns[0]["role"] == "system":
+        raise ConfigError("the benchmark has a system text of its own, which says how to answer; leave yours out.")
+    return {"role": "system", "content": system}, *block.turns
 
 def _turn(b): return f"{b.question}\n\n{b.task}" if b.task else b.question

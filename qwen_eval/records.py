@@ -42,6 +42,7 @@ class Request:
     prompt: str = "" # The text as the model sees it, special tokens included
     prompt_ids: tuple[int, ...] = () # The same as token ids, shape (n_prompt_tok,)
     messages: tuple[dict[str, str], ...] = () # The same as chat turns, for engines that take nothing else
+    tools: tuple[dict[str, Any], ...] = () # What the model may call, for these; `type` and `function`
     sampling: Sampling = Sampling() # How tokens are drawn
     max_tok: int = 1 # Output budget, thinking included
     stop: tuple[str, ...] = () # Texts that end the answer

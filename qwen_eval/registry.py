@@ -6,7 +6,8 @@
 __all__ = ['Registry']
 
 # %% ../nbs/03_registry.ipynb #c02
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from typing import Any
 from .errors import ConfigError, UnknownNameError
 
@@ -16,8 +17,16 @@ class Registry:
     def __init__(
         self,
         kind: str, # What the things are, such as `"model"`; used in messages
+        rooms: Sequence[str] = (), # Modules that register more of them, imported when a name is not found without
     ):
-        self.kind, self._things, self._aliases = kind, {}, {}
+        self.kind, self._things, self._aliases, self._rooms = kind, {}, {}, list(rooms)
+
+    def _holds(self, name): return name in self._things or name in self._aliases
+
+    def _fill(self):
+        while self._rooms:
+            import_module(self._rooms[0])
+            self._rooms.pop(0)
 
     def add(
         self,
@@ -27,7 +36,7 @@ class Registry:
     ) -> Any: # The thing
         "Register `thing`; raises `ConfigError` where the name is taken."
         for n in (name, *aliases):
-            if n in self: raise ConfigError(f"{self.kind} {n!r} is registered already; choose another.")
+            if self._holds(n): raise ConfigError(f"{self.kind} {n!r} is registered already; choose another.")
         self._things[name] = thing
         self._aliases.update(dict.fromkeys(aliases, name))
         return thing
@@ -46,15 +55,20 @@ class Registry:
     ) -> Any: # The thing
         "The thing of that name; raises `UnknownNameError` with the nearest names."
         if not isinstance(name, str): raise ConfigError(f"{name!r} is no name of a {self.kind}; give one, as text.")
-        name = self._aliases.get(name, name)
+        if name in self: name = self._aliases.get(name, name)
         if name not in self._things: raise UnknownNameError(self.kind, name, [*self._things, *self._aliases], hint)
         return self._things[name]
 
     def names(self) -> list[str]: # In the order of registration, aliases left out
         "All names."
+        self._fill()
         return list(self._things)
 
-    def __iter__(self) -> Iterator: return iter(self._things.values())
-    def __len__(self): return len(self._things)
-    def __contains__(self, name): return name in self._things or name in self._aliases
+    def __iter__(self) -> Iterator: return map(self._things.get, self.names())
+    def __len__(self): return len(self.names())
+
+    def __contains__(self, name):
+        if not self._holds(name): self._fill()
+        return self._holds(name)
+
     def __repr__(self): return f"<{len(self)} {self.kind}s: {', '.join(self.names())}>"

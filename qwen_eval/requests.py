@@ -225,7 +225,7 @@ def prompt_hash(
 ) -> str: # 16 hex digits
     "First 16 hex digits of a SHA-256 over all that shapes the answer; turns count where there are no token ids."
     r = request
-    said = () if r.prompt_ids else (r.prompt, [(m["role"], m["content"]) for m in r.messages])
+    said = () if r.prompt_ids else (r.prompt, [(m["role"], m["content"]) for m in r.messages], *r.tools)
     ids = (r.prompt_ids, r.label_ids, *r.continuation_ids)
     shape = (r.mode, [float(x) for x in astuple(r.sampling)], r.max_tok, r.stop, r.seed, said, [len(i) for i in ids])
     h = hashlib.sha256(repr(shape).encode())
@@ -246,7 +246,7 @@ def _drafts(items, build, shots, variant, tokenizer, thinking, system):
     blocks = [build(item) for item in items]
     turns = [as_messages(b, shots, variant.shot_turns, system) if variant.chat else () for b in blocks]
     if tokenizer is None: return zip(items, blocks, turns, [("", [], [])] * len(items), strict=True)
-    if variant.chat: texts = [render_chat(tokenizer, t, thinking) for t in turns]
+    if variant.chat: texts = [render_chat(tokenizer, t, thinking, b.tools) for t, b in zip(turns, blocks, strict=True)]
     else: texts = [as_text(b, shots) for b in blocks]
     endings = [b.continuations if variant.mode == "continuations" else () for b in blocks]
     encoded = encode_pairs(tokenizer, list(zip(texts, endings, strict=True)), special=not variant.chat)
@@ -271,7 +271,7 @@ def _request(draft, variant, model, tokenizer, protocol, known):
     n = len(ids) + max(map(len, endings), default=0)
     if model.context_tok is not None: max_tok = min(max_tok, max(model.context_tok - n, 0))
     return Request(item_id=item.id, mode=variant.mode, prompt=text, prompt_ids=tuple(ids), messages=turns,
-                   max_tok=max_tok, stop=variant.stop if drawn else (),
+                   tools=block.tools, max_tok=max_tok, stop=variant.stop if drawn else (),
                    label_ids=known[end], continuation_ids=tuple(map(tuple, endings)))
 
 # %% ../nbs/31_requests.ipynb #c48

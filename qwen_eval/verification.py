@@ -13,7 +13,8 @@ from pathlib import Path
 from .errors import ConfigError, IntegrityError, QwenEvalError
 from .fetch import sha256
 from .runs import items_of, open_run
-from .scores import read_scores, score_pairs, unscored
+from .scorers.text import score_items
+from .scores import read_scores, unscored
 from .settings import settings
 from .store import SEAL, by_key, read_completions, read_manifest, run_id
 
@@ -169,7 +170,7 @@ def _rescored(m, kept):
     columns = kept["frame"][["item_id", "epoch", "status", "value"]]
     rows = {(i, e): (s, repr(float(v))) for i, e, s, v in columns.itertuples(index=False)}
     pairs = [(kept["items"][k[0]], c) for k, c in kept["stored"].items() if k in rows]
-    anew = [s for s in score_pairs(pairs, variant) if s.status != "not_scored"]
+    anew = [s for s in score_items(pairs, variant.score, variant) if s.status != "not_scored"]
     moved = [s.key for s in anew if rows[s.key] != (s.status, repr(float(s.value)))]
     if moved: yield "warning", f"{len(moved)} of {len(anew)} scores come out differently now, {moved[0]} among them"
     else: yield "ok", f"{len(anew)} of {len(pairs)} scores made anew, all the same"

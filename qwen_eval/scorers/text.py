@@ -42,7 +42,7 @@ def _not_asked(completion): # for want of context
 scorers = Registry("scorer")
 
 # %% ../../nbs/51_scorers.text.ipynb #c10
-batch_scorers = Registry("batch scorer")
+batch_scorers = Registry("batch scorer", rooms=("qwen_eval.scorers.code",))
 
 # %% ../../nbs/51_scorers.text.ipynb #c11
 def scorer(
@@ -179,9 +179,8 @@ def score_items(
     options: ScoreOptions | None = None, # What the user decides; the defaults otherwise
 ) -> Iterator[Score]: # One per pair; single scorers keep the order, batch scorers yield as programs end
     "Scores of completions; raises `UnknownNameError` at once where the scorer is unknown."
-    if scorer in batch_scorers: return batch_scorers.get(scorer)(pairs, variant, options or ScoreOptions())
-    if scorer not in scorers:
-        raise UnknownNameError("scorer", scorer, [*scorers.names(), *batch_scorers.names()],
-                               "Programs are scored once qwen_eval.scorers.code is imported.")
+    if scorer not in scorers and scorer in batch_scorers:
+        return batch_scorers.get(scorer)(pairs, variant, options or ScoreOptions())
+    if scorer not in scorers: raise UnknownNameError("scorer", scorer, [*scorers.names(), *batch_scorers.names()])
     judge = scorers.get(scorer)
     return (judge(item, completion, variant) for item, completion in pairs)
