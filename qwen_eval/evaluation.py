@@ -13,7 +13,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from .datasets.base import Benchmark, Variant, item_order
+from .datasets.base import item_order
+from .datasets.declared import Benchmark, Variant
 from .engines.all import start
 from .engines.base import Engine
 from .errors import ConfigError, EngineError, IntegrityError, QwenEvalError

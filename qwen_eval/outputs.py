@@ -18,7 +18,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 from .datasets.all import benchmark as find_benchmark
-from .datasets.base import Benchmark, load
+from .datasets.base import load
+from .datasets.declared import Benchmark
 from .engines.base import split_thinking
 from .errors import ConfigError, IntegrityError, UnknownNameError
 from .prompts import letter_order

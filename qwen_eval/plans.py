@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 from .checkpoints import with_adapter
 from .datasets.all import benchmark as find_benchmark
-from .datasets.base import Benchmark, ItemSet, Variant, item_order, load
+from .datasets.base import ItemSet, item_order, load
+from .datasets.declared import Benchmark, Variant, declaration
 from .engines.all import default_engine, engines
 from .engines.base import Engine, EngineInfo
 from .errors import ConfigError, ContextOverflow, UnknownNameError
@@ -93,7 +94,7 @@ def fingerprint(
                       "revision": plan.located.revision if plan.located else m.revision,
                       "quantization": m.quantization, "template": template_hash(plan.tokenizer) if v.chat else ""},
             "benchmark": {"id": plan.benchmark.id, "version": plan.benchmark.version, "variant": plan.variant_name,
-                          "declaration": asdict(v)},
+                          "declaration": declaration(v)},
             "preset": {k: x for k, x in asdict(plan.preset).items() if k != "notes"}, "protocol": how,
             "items": {"hash": s.item_set_hash, "marks": list(s.marks), "order_seed": plan.order_seed},
             "engine": {"name": i.name, "version": i.version, "dtype": i.dtype, "args": i.args},

@@ -11,7 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from .datasets.all import benchmark as find_benchmark
-from .datasets.base import Benchmark
+from .datasets.declared import Benchmark
 from .errors import ConfigError, UnknownNameError
 from .models import Model, model as find_model
 from .plans import plan_run

@@ -27,6 +27,7 @@ class Block:
     task: str = "" # What a chat model is told to do
     continuations: tuple[str, ...] = () # Endings to score, joining space included, in the order of `Item.choices`
     labels: tuple[str, ...] = () # Letters shown, in the order shown
+    head: str = "" # What stands before the examples of a plain text
     turns: tuple[dict[str, Any], ...] = () # Chat turns in place of all this, where the item is a conversation
     tools: tuple[dict[str, Any], ...] = () # What a chat model may call: `type` and `function`, as OpenAI writes them
 
@@ -161,7 +162,7 @@ def as_text(
     shots: Sequence[Block] = (), # Examples, in order
 ) -> str: # Ends where the answer begins
     "Examples and question as one text."
-    return "\n\n".join([*map(_example, shots), _stem(block)])
+    return "\n\n".join([*filter(None, [block.head]), *map(_example, shots), _stem(block)])
 
 def _stem(b): return f"{b.question}\n{b.cue}" if b.cue else b.question
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, replace
 from itertools import groupby, islice
 from typing import Any
-from .datasets.base import Benchmark, Variant
+from .datasets.declared import Benchmark, Variant
 from .errors import ConfigError
 from .models import Model
 from .prompts import Block, as_messages, as_text, choose_shots, prompts, rank_pool
@@ -252,6 +252,12 @@ def _drafts(items, build, shots, variant, tokenizer, thinking, system):
     encoded = encode_pairs(tokenizer, list(zip(texts, endings, strict=True)), special=not variant.chat)
     return zip(items, blocks, turns, encoded, strict=True)
 
+def _shots(pool, variant, n_shot, seed):
+    "A function from items to their examples."
+    ranked = () if not n_shot else rank_pool(pool, seed) if variant.shots == "seeded" else tuple(pool)
+    if variant.shots != "stratum": return lambda item: choose_shots(item, ranked, n_shot)
+    return lambda item: choose_shots(item, [p for p in ranked if p.stratum == item.stratum], n_shot)
+
 def _label_ids(tokenizer, text, labels, chat, beside):
     try: return label_tokens(tokenizer, text, labels, chat) if labels else ()
     except ConfigError:
@@ -289,11 +295,11 @@ def build_requests(
     "Requests for an engine, with at most the budget that the context leaves; `ConfigError` for what cannot work."
     n_shot = _checked_n_shot(pool, benchmark, variant, tokenizer, protocol, system)
     if variant.chat and tokenizer is not None: render_chat(tokenizer, as_messages(Block(question="?"), system=system))
-    build, ranked, known = prompts.get(variant.prompt), rank_pool(pool, protocol.seed) if n_shot else (), {}
+    build, shots_of, known = prompts.get(variant.prompt), _shots(pool, variant, n_shot, protocol.seed), {}
     sampling = protocol.sampling if variant.mode == "generate" else Sampling()
 
     def stream():
-        for shots, group in groupby(items, lambda item: choose_shots(item, ranked, n_shot)):
+        for shots, group in groupby(items, shots_of):
             shown = [build(s) for s in shots]
             while batch := list(islice(group, 256)):
                 for draft in _drafts(batch, build, shown, variant, tokenizer, protocol.thinking, system):

@@ -162,7 +162,7 @@ def _scores(m, stored, frame):
 def _rescored(m, kept):
     "Scores made anew, beside those that are kept."
     import msgspec
-    from qwen_eval.datasets.base import Variant
+    from qwen_eval.datasets.declared import Variant
     if "items" not in kept or not kept["stored"] or kept["frame"] is None:
         yield "warning", "scores cannot be made anew: items, completions or scores are missing here"
         return

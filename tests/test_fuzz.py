@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 import qwen_eval.scorers.code as code_room
-from qwen_eval.datasets.base import Variant
+from qwen_eval.datasets.declared import Variant
 from qwen_eval.extract import extractors, parse_number, strip_thinking
 from qwen_eval.prompts import LETTERS
 from qwen_eval.records import Completion, Continuation, Item, Score, from_json, to_json

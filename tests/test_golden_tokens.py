@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_eval.datasets.base import Benchmark, Variant
+from qwen_eval.datasets.declared import Benchmark, Variant
 from qwen_eval.errors import ConfigError
 from qwen_eval.models import Model
 from qwen_eval.protocols import protocol

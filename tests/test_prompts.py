@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from qwen_eval.datasets.base import Benchmark, Variant
+from qwen_eval.datasets.declared import Benchmark, Variant
 from qwen_eval.errors import ConfigError, QwenEvalError
 from qwen_eval.models import Model
 from qwen_eval.prompts import LETTERS, choose_shots, correct_letter, letter_order, prompts, rank_pool
@@ -271,7 +271,7 @@ def test_every_letter_is_right_equally_often():
 FROZEN = """
 import json, sys
 from dataclasses import replace
-from qwen_eval.datasets.base import Benchmark, Variant
+from qwen_eval.datasets.declared import Benchmark, Variant
 from qwen_eval.models import Model
 from qwen_eval.prompts import letter_order
 from qwen_eval.protocols import protocol

@@ -6,7 +6,7 @@
 __all__ = ['benchmarks', 'benchmark']
 
 # %% ../../nbs/29_datasets.all.ipynb #c02
-from .base import Benchmark
+from .declared import Benchmark
 from .choice import arc_challenge, hellaswag
 from .code import humaneval
 from .math import gsm8k

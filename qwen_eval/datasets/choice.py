@@ -8,7 +8,8 @@ __all__ = ['arc_challenge', 'hellaswag', 'arc_row', 'hellaswag_row', 'hellaswag_
 # %% ../../nbs/21_datasets.choice.ipynb #c02
 import re
 from typing import Any
-from .base import Benchmark, Source, Variant, field, flavours, rows
+from .base import field, flavours, rows
+from .declared import Benchmark, Source, Variant
 from ..errors import IntegrityError
 from ..records import Item
 

@@ -7,7 +7,8 @@ __all__ = ['humaneval', 'humaneval_row']
 
 # %% ../../nbs/23_datasets.code.ipynb #c02
 from typing import Any
-from .base import Benchmark, Source, Variant, field, rows
+from .base import field, rows
+from .declared import Benchmark, Source, Variant
 from ..errors import IntegrityError
 from ..records import Item
 

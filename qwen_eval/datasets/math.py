@@ -8,7 +8,8 @@ __all__ = ['gsm8k', 'gsm8k_row']
 # %% ../../nbs/22_datasets.math.ipynb #c02
 import re
 from typing import Any
-from .base import Benchmark, Source, Variant, field, rows
+from .base import field, rows
+from .declared import Benchmark, Source, Variant
 from ..errors import IntegrityError
 from ..records import Item
 

@@ -8,7 +8,7 @@ __all__ = ['CODE_LIMITS', 'with_tests', 'explain', 'python_tests']
 # %% ../../nbs/53_scorers.code.ipynb #c02
 import re
 from collections.abc import Iterable, Iterator
-from ..datasets.base import Variant
+from ..datasets.declared import Variant
 from ..errors import ConfigError, SandboxError
 from ..extract import extractors
 from ..extract_code import code, head_of

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 import numpy as np
-from ..datasets.base import Variant
+from ..datasets.declared import Variant
 from ..errors import ConfigError, UnknownNameError
 from ..extract import extractors, parse_number
 from ..prompts import LETTERS, letter_order
