@@ -53,7 +53,8 @@ def correct_letter(
     return LETTERS[letter_order(item).index(item.target)]
 
 # %% ../nbs/30_prompts.ipynb #c16
-prompts = Registry("prompt", rooms=())
+prompts = Registry("prompt", rooms=("qwen_eval.choice_prompts", "qwen_eval.code_prompts",
+                                    "qwen_eval.math_prompts"))
 
 # %% ../nbs/30_prompts.ipynb #c18
 @prompts.register("gsm8k-fewshot")

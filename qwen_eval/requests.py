@@ -255,6 +255,7 @@ def _drafts(items, build, shots, variant, tokenizer, thinking, system):
 def _shots(pool, variant, n_shot, seed):
     "A function from items to their examples."
     ranked = () if not n_shot else rank_pool(pool, seed) if variant.shots == "seeded" else tuple(pool)
+    if variant.shot_ids: ranked = [i for i in pool if i.id in variant.shot_ids]
     if variant.shots != "stratum": return lambda item: choose_shots(item, ranked, n_shot)
     return lambda item: choose_shots(item, [p for p in ranked if p.stratum == item.stratum], n_shot)
 

@@ -261,7 +261,7 @@ def _from_hub(benchmark, known, settings):
     from huggingface_hub import constants
     constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = is_offline() # both libraries look at the environment only once
     table = []
-    for split in filter(None, (benchmark.split, benchmark.shot_split)):
+    for split in filter(None, (benchmark.split, benchmark.shot_split if not benchmark.primer else None)):
         try: part = load_dataset(source.hub_id, source.config, split=split, revision=commit)
         except Exception as e: # the library's errors have no common base
             said = (str(e) or "no message").splitlines()[0][:200]

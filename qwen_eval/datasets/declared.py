@@ -42,6 +42,7 @@ class Variant:
     labels_beside: bool = False # Are the label log-probabilities taken along with a generated answer?
     answer: Literal["text", "code"] = "text" # Which answer budget of the protocol applies
     shots: Literal["seeded", "first", "stratum"] = "seeded" # Examples: drawn, the pool's first, or those of the stratum
+    shot_ids: tuple[str, ...] = () # Ids of the examples, where the authors name them
 
 # %% ../../nbs/19_datasets.declared.ipynb #c11
 _FIRST = ("prompt", "mode", "chat", "score", "metric", "extract", "n_shot", "shot_turns", "stop", "labels_beside",

@@ -6,6 +6,7 @@
 __all__ = ['CODE_LIMITS', 'with_tests', 'explain', 'python_tests']
 
 # %% ../../nbs/53_scorers.code.ipynb #c02
+import builtins
 import re
 from collections.abc import Iterable, Iterator
 from ..datasets.declared import Variant
@@ -28,6 +29,8 @@ def with_tests(
         raise ConfigError(f"item {item.id!r} has no {lack}; 'python-tests' cannot score its benchmark.")
     call = f"\ncheck({name})\n" if "def check(" in test else "\n"
     given = [text for _, text, _ in head_of(item)]
+    if hasattr(builtins, name): # tests see the program by the names that Python does not have itself
+        program, given = f"{program}\n\nasked_for_here = {name}\n", [*given, f"{name} = asked_for_here"]
     return program, "\n".join([*given, test, call])
 
 # %% ../../nbs/53_scorers.code.ipynb #c09
