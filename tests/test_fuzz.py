@@ -18,10 +18,12 @@ from qwen_eval.store import RunWriter, by_key, read_completions
 MIB = 1 << 20
 ITEMS = {
     "number": Item(id="number", question="How many?", target="18"),
-    "choice": Item(id="choice", question="Which?", choices=("one", "the two", "Three (3)", "none\nof them"), target=2),
+    "choice": Item(id="choice", question="Which?", choices=("one", "the two", "Three (3)", "none\nof them"), target=2,
+                   extra={"mc1": [2, 0], "mc2_true": [2, 3]}),
     "program": Item(id="program", question='import math\n\n\ndef f(x):\n    """Doc."""\n', target="    return x\n",
                     extra={"entry_point": "f", "test": "def check(f):\n    assert f(1) == 1\n"}),
 }
+BATCH_ITEMS = {"math": Item(id="expression", question="What?", target="\\frac{1}{2}")}
 ODD = ("\0", "\x01\x1b[31m\x07", "\u202e\u202d\u2066", "\ud800", "\udfff\ud83d", "\u200b\u200d\ufeff", "😀👨‍👩‍👧", "é\u0301\u0301\u0301", "\r", "\r\n",
        "\u2028\u2029\x85\x0b\x0c", "ﷺ", "\U0010ffff", "İı", "ſ", "١٢٣", "𝟙𝟚", "½⅔", "\t", "\xa0", "−1", "$", "\\")
 WORDS = ("The answer is", "answer:", "(A)", "B.", "**C**", "D", "E", "A or B", "not A", "so", "therefore", "答案是", "#### ", "18", "-18.0", "1,800",
@@ -133,13 +135,30 @@ def item_for(extractor):
 
 
 def judged(c):
-    "Every scorer's opinion of a completion."
+    "The opinion of every scorer of single completions."
     choice = ITEMS["choice"]
     c = replace(c, item_id="x", label_logprobs=(-1.0, None, float("nan"), -2.0)[:4], continuations=(Continuation(logprob=-1.0, n_tok=1),) * 4)
     for name in scorers.names():
         item, extract = (ITEMS["number"], "last-number") if name == "numeric" else (choice, "letter")
-        yield from score_items([(item, c)], name, variant(extract))
-    for name in batch_scorers.names(): yield from score_items([(ITEMS["program"], c)], name, variant("code"), ScoreOptions())
+        yield from score_items([(item, c)], name, replace(variant(extract), metric="mc2" if name == "truthfulqa" else "acc"))
+
+def completion(text):
+    reason = "stop" if len(text) > 10_000 else ("stop", "length", "error")[len(text) % 3]
+    return Completion(item_id="x", text=text, finish_reason=reason, error=text[:300])
+
+
+def check_scores(scores, n):
+    scores = list(scores)
+    assert len(scores) == n
+    assert all(isinstance(s, Score) and (0 <= s.value <= 1 or s.value != s.value) and len(s.detail) <= 2_000 for s in scores)
+    for s in scores: to_json(s)
+
+
+def check_batches(texts):
+    "What is scored in processes gets all texts at once, as in a run; each has its limit there."
+    for name in batch_scorers.names():
+        item = BATCH_ITEMS.get(name, ITEMS["program"])
+        check_scores(score_items([(item, completion(t)) for t in texts], name, variant("code"), ScoreOptions()), len(texts))
 
 
 def read(text):
@@ -152,13 +171,10 @@ def read(text):
         assert found is None or isinstance(found, str)
         if item.id == "number" and found is not None: assert parse_number(found) is not None, found
         if item.id == "choice": assert found is None or found in LETTERS[:4]
-    reason = "stop" if len(text) > 10_000 else ("stop", "length", "error")[len(text) % 3]
-    start, c = time.process_time(), Completion(item_id="x", text=text, finish_reason=reason, error=text[:300])
-    scores = list(judged(c))
+    start = time.process_time()
+    scores = list(judged(completion(text)))
     slowest = max(slowest, (time.process_time() - start, "scorers"))
-    assert len(scores) == len(scorers.names()) + len(batch_scorers.names())
-    assert all(isinstance(s, Score) and (0 <= s.value <= 1 or s.value != s.value) and len(s.detail) <= 2_000 for s in scores)
-    for s in scores: to_json(s)
+    check_scores(scores, len(scorers.names()))
     assert len(strip_thinking(text)) <= len(text)
     return slowest
 
@@ -192,6 +208,7 @@ def test_five_hundred_of_everything(tmp_path):
     some = texts(500, 1)
     slowest = max((*read(t), ascii(t[:80])) for t in some)
     assert slowest[0] < SLOWEST_S, slowest
+    check_batches(some)
     check_store(tmp_path, some)
 
 
@@ -201,6 +218,7 @@ def test_a_thousand_of_everything(seed, tmp_path):
     some = texts(1_000, seed)
     slowest = max((*read(t), ascii(t[:80])) for t in some)
     assert slowest[0] < SLOWEST_S, slowest
+    check_batches(some)
     check_store(tmp_path, some)
 
 
@@ -213,4 +231,5 @@ def test_a_megabyte(name, tmp_path):
     for whole in (text, f"<think>{text}</think>18 (C)", f"```python\ndef f(x):\n    return x\n```\n{text[:90_000]}"):
         slowest = read(whole)
         assert slowest[0] < SLOWEST_S, slowest
+    check_batches([text])
     check_store(tmp_path, [text, text[::-1]])
