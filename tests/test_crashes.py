@@ -417,7 +417,7 @@ def test_readers_in_another_process_never_fail(lab):
     found = json.loads(reader.communicate(timeout=60)[0])
     assert not found["wrong"], found["wrong"][0]
     print(found, time.monotonic() - begin)
-    assert found["n"] > 5 and found["n_seen"] > 5
+    assert found["n"] > 5 and found["n_seen"] > 2 # how many depends on how busy the machine is
 
 
 def test_of_two_runners_at_once_one_does_it_and_one_refuses(lab, tmp_path):
