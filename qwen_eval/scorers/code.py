@@ -59,28 +59,47 @@ def python_tests(
     options: ScoreOptions, # Sandbox, workers, and whether to run without one
 ) -> Iterator[Score]: # 1 where all tests pass, else 0; in the order in which programs end
     "Do the programs pass their tests? Raises `ConfigError` for an item without tests or without the function's name."
-    extract, waiting = extractors.get(variant.extract) if variant.extract else code, {}
+    extract, asked, known, ready = extractors.get(variant.extract) if variant.extract else code, {}, {}, []
     try: sandbox = Sandbox(kind=options.sandbox, n_workers=options.n_workers, allow_unsafe=options.allow_unsafe_code)
     except SandboxError as e: sandbox = e
-    for item, completion in pairs:
-        with_tests("", item) # an item that cannot be scored is an error whatever was answered
-        program = extract(completion.text, item) if completion.finish_reason != "error" else None
-        if completion.finish_reason == "error": yield engine_error(completion)
-        elif isinstance(sandbox, SandboxError): yield _not_scored(completion, program, f"no sandbox ({sandbox})")
-        elif program is None: yield settle(completion, 0, None, f"no program that defines {item.extra['entry_point']}")
-        else: waiting.setdefault(with_tests(program, item), []).append((completion, program))
-    if not waiting: return
-    for source, outcome in _outcomes(sandbox, list(waiting)):
-        for completion, program in waiting[source]:
-            if outcome.status == "setup_error": yield _not_scored(completion, program, explain(outcome))
-            else: yield settle(completion, float(outcome.passed), program, explain(outcome))
+    def programs(): # each source once, as completions come in
+        for item, completion in pairs:
+            with_tests("", item) # an item that cannot be scored is an error whatever was answered
+            program = extract(completion.text, item) if completion.finish_reason != "error" else None
+            source = with_tests(program, item) if program is not None else None
+            if source is None or isinstance(sandbox, SandboxError):
+                ready.append(_unrun(item, completion, program, sandbox))
+            elif source in known: ready.append(_judged(completion, program, known[source]))
+            else:
+                asked.setdefault(source, []).append((completion, program))
+                if len(asked[source]) == 1: yield source
+    for source, outcome in _outcomes(sandbox, programs()):
+        known[source] = outcome
+        yield from (_judged(*which, outcome) for which in asked.pop(source))
+        while ready: yield ready.pop(0)
+    yield from ready
 
 def _outcomes(sandbox, programs):
     "Pairs of program and outcome; what the sandbox or the machine did to a program is tried once more."
+    if isinstance(sandbox, SandboxError): return [*programs]
+    return _run(sandbox, programs)
+
+def _run(sandbox, programs):
+    taken = []
     with sandbox:
-        for i, outcome in sandbox.run_many(programs, CODE_LIMITS):
-            if outcome.status in ("setup_error", "killed"): outcome = sandbox.run(programs[i], CODE_LIMITS)
-            yield programs[i], outcome
+        for i, outcome in sandbox.run_many((taken.append(p) or p for p in programs), CODE_LIMITS):
+            if outcome.status in ("setup_error", "killed"): outcome = sandbox.run(taken[i], CODE_LIMITS)
+            yield taken[i], outcome
+
+def _judged(completion, program, outcome):
+    if outcome.status == "setup_error": return _not_scored(completion, program, explain(outcome))
+    return settle(completion, float(outcome.passed), program, explain(outcome))
+
+def _unrun(item, completion, program, sandbox):
+    "The score of what is not run: an engine's error, no program, or no sandbox to run it in."
+    if completion.finish_reason == "error": return engine_error(completion)
+    if isinstance(sandbox, SandboxError): return _not_scored(completion, program, f"no sandbox ({sandbox})")
+    return settle(completion, 0, None, f"no program that defines {item.extra['entry_point']}")
 
 def _not_scored(completion, program, why):
     return Score(item_id=completion.item_id, epoch=completion.epoch, status="not_scored", answer=program,
