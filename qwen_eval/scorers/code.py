@@ -51,6 +51,33 @@ def explain(
         return "a test failed" + said.removeprefix("AssertionError")[:140].rstrip(": ")
     return (said or f"no test failed, but it {outcome.detail or 'ended too early'}").strip()[:160]
 
+# %% ../../nbs/53_scorers.code.ipynb #c21
+def _outcomes(sandbox, programs):
+    "Pairs of program and outcome; what the sandbox or the machine did to a program is tried once more."
+    if isinstance(sandbox, SandboxError): return [*programs]
+    return _run(sandbox, programs)
+
+def _run(sandbox, programs):
+    taken = []
+    with sandbox:
+        for i, outcome in sandbox.run_many((taken.append(p) or p for p in programs), CODE_LIMITS):
+            if outcome.status in ("setup_error", "killed"): outcome = sandbox.run(taken[i], CODE_LIMITS)
+            yield taken[i], outcome
+
+def _judged(completion, program, outcome):
+    if outcome.status == "setup_error": return _not_scored(completion, program, explain(outcome))
+    return settle(completion, float(outcome.passed), program, explain(outcome))
+
+def _unrun(item, completion, program, sandbox):
+    "The score of what is not run: an engine's error, no program, or no sandbox to run it in."
+    if completion.finish_reason == "error": return engine_error(completion)
+    if isinstance(sandbox, SandboxError): return _not_scored(completion, program, f"no sandbox ({sandbox})")
+    return settle(completion, 0, None, f"no program that defines {item.extra['entry_point']}")
+
+def _not_scored(completion, program, why):
+    return Score(item_id=completion.item_id, epoch=completion.epoch, status="not_scored", answer=program,
+                 detail=why[:2000])
+
 # %% ../../nbs/53_scorers.code.ipynb #c14
 @batch_scorers.register("python-tests")
 def python_tests(
@@ -78,29 +105,3 @@ def python_tests(
         yield from (_judged(*which, outcome) for which in asked.pop(source))
         while ready: yield ready.pop(0)
     yield from ready
-
-def _outcomes(sandbox, programs):
-    "Pairs of program and outcome; what the sandbox or the machine did to a program is tried once more."
-    if isinstance(sandbox, SandboxError): return [*programs]
-    return _run(sandbox, programs)
-
-def _run(sandbox, programs):
-    taken = []
-    with sandbox:
-        for i, outcome in sandbox.run_many((taken.append(p) or p for p in programs), CODE_LIMITS):
-            if outcome.status in ("setup_error", "killed"): outcome = sandbox.run(taken[i], CODE_LIMITS)
-            yield taken[i], outcome
-
-def _judged(completion, program, outcome):
-    if outcome.status == "setup_error": return _not_scored(completion, program, explain(outcome))
-    return settle(completion, float(outcome.passed), program, explain(outcome))
-
-def _unrun(item, completion, program, sandbox):
-    "The score of what is not run: an engine's error, no program, or no sandbox to run it in."
-    if completion.finish_reason == "error": return engine_error(completion)
-    if isinstance(sandbox, SandboxError): return _not_scored(completion, program, f"no sandbox ({sandbox})")
-    return settle(completion, 0, None, f"no program that defines {item.extra['entry_point']}")
-
-def _not_scored(completion, program, why):
-    return Score(item_id=completion.item_id, epoch=completion.epoch, status="not_scored", answer=program,
-                 detail=why[:2000])
