@@ -247,7 +247,7 @@ def _check_folder(folder):
                       "Correct the name, or take it out to ask the hub and PyPI.")
 
 def _from_folder(benchmark, known, settings):
-    names = [benchmark.id + p for p in PACKAGINGS]
+    names = [(benchmark.source("file").member or benchmark.id) + p for p in PACKAGINGS]
     if settings.data is None: raise ConfigError("no folder is named in QWEN_EVAL_DATA or [paths] data of settings.ini")
     for name in names:
         if (settings.data / name).is_file(): return _load_file(benchmark, settings.data / name, "file", known, settings)

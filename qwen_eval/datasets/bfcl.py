@@ -67,7 +67,8 @@ _native = {"prompt": "bfcl-native", "mode": "generate", "chat": True, "score": "
 bfcl = Benchmark(
     id="bfcl", title="BFCL v4, single turn", task_type="tools", rows="bfcl", split="test", split_rule="bfcl",
     metric="acc", licence="Apache-2.0", strata="category",
-    sources=(Source(kind="file"), Source(kind="pypi", dist="bfcl-eval", version="2026.3.23", join="bfcl")),
+    sources=(Source(kind="file", member="bfcl_v4"),
+             Source(kind="pypi", dist="bfcl-eval", version="2026.3.23", join="bfcl")),
     default_variant={"base": "prompted-text", "chat": "prompted"},
     tool_variants={"hermes": "native", "llama_json": "native-llama"},
     variants={

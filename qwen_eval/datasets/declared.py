@@ -20,7 +20,7 @@ class Source:
     revision: str | None = None # Its commit, where known
     dist: str = "" # Distribution on PyPI
     version: str = "" # Exact version
-    member: str = "" # Path inside the wheel
+    member: str = "" # Path inside the wheel; of a file its stem, where that is not the benchmark's id
     join: str = "" # Function that makes rows of several members, by its name in `joins`; the registry lists them
 
     def __str__(self):
