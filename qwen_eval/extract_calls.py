@@ -250,7 +250,8 @@ def read_calls(
     language: str = "python", # Of the functions
 ) -> list[dict[str, dict[str, Any]]]: # Perhaps empty
     "The calls of an answer; raises `ValueError` where it holds none in the reader's format."
-    found = call_readers.get(reader)(strip_thinking(text).lstrip("\n"), language)
+    answer = strip_thinking(text)
+    found = call_readers.get(reader)(answer if answer == text else answer.lstrip("\n"), language)
     if not are_calls(found): raise ValueError("not a list of calls")
     return found
 
