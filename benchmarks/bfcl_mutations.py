@@ -93,9 +93,9 @@ def digest(made): return hashlib.sha256(json.dumps(made).encode()).hexdigest()[:
 
 # Right answers, written down
 
-def right_calls(rng, gold):
+def right_calls(rng, gold, leave_out=0.5):
     "Calls that are right: one of the right values for each argument, or none where it may be left out."
-    return [{name: {k: _choice(rng, v) for k, v in args.items() if not ("" in v and rng.random() < 0.5) and v != [""]}
+    return [{name: {k: _choice(rng, v) for k, v in args.items() if not ("" in v and rng.random() < leave_out) and v != [""]}
              for name, args in call.items()} for call in gold]
 
 
@@ -126,6 +126,40 @@ def literal(value, language, kind="", inner=""):
     return f"{value}{suffix.get(kind, '')}"
 
 
+def gold_calls(item):
+    "Calls that are right, the same every time: whatever may be given is given, even an empty text where it must be."
+    shown, made = {f["name"]: f["parameters"] for f in item.extra["functions"]}, []
+    for call in item.target:
+        [(name, args)] = call.items()
+        wanted = {k: v for k, v in args.items() if k in shown[name]["properties"]
+                  and (v != [""] or k in shown[name].get("required", ()))}
+        made += right_calls(random.Random(item.id), [{name: {k: v for k, v in wanted.items() if v != [""]}}], 0.0)
+        made[-1][name].update({k: "" for k, v in wanted.items() if v == [""]})
+    return made
+
+
+def gold_answer(item, form):
+    "The text of a right answer, with literals spelt as the leaderboard's converters read them."
+    language, calls = language_of(item.stratum), gold_calls(item)
+    if language == "python": return written(calls, item, form)
+    described = {f["name"]: f["parameters"]["properties"] for f in item.extra["functions"]}
+    literals = [{n: {k: _gold_literal(v, described[n][k], language, form) for k, v in a.items()}} for c in calls
+                for n, a in c.items()]
+    return written(literals, item, form, spelt=True)
+
+
+def _gold_literal(value, described, language, form):
+    kind, inner = described["type"], described.get("items", {}).get("type", "")
+    if language == "java" and kind == "Array" and inner == "String" and isinstance(value, list):
+        made = f"new String[]{{{', '.join(value)}}}" # quotes would be kept
+        return f'"{made}"' if form == "prompted" else made
+    made = literal(value, language, kind, inner).replace(");", ")") # a semicolon parts the calls of Llama
+    made = value if isinstance(value, str) else made
+    quoted = isinstance(value, str) or language == "java" and isinstance(value, dict)
+    if form != "prompted" or not quoted: return made
+    return f"'{made}'" if '"' in made else f'"{made}"' # within quotes any text is read, whatever it looks like
+
+
 def language_of(category): return "javascript" if "javascript" in category else "java" if "java" in category else "python"
 
 
@@ -139,10 +173,10 @@ def as_literals(calls, functions, language, quoted):
     return [{n: {k: text(n, k, v) for k, v in args.items()} for n, args in c.items()} for c in calls]
 
 
-def written(calls, item, form):
-    "Calls as the text of an answer."
+def written(calls, item, form, spelt=False):
+    "Calls as the text of an answer; `spelt` says that values are literals already."
     language = language_of(item.stratum)
-    if language != "python": calls = as_literals(calls, item.extra["functions"], language, form == "prompted")
+    if language != "python" and not spelt: calls = as_literals(calls, item.extra["functions"], language, form == "prompted")
     if form == "prompted":
         show = repr if language == "python" else str
         parts = ", ".join(f"{n}({', '.join(f'{k}={show(v)}' for k, v in a.items())})" for c in calls for n, a in c.items())

@@ -163,4 +163,4 @@ def bfcl_scorer(
         value, answer = float(bool(calls) != ("irrelevance" in item.stratum)), show_calls(calls) if calls else "no call"
         return settle(completion, value, answer, why, {"acc": value})
     why = why or wrong_calls(item.extra["functions"], calls, item.target, item.stratum, rules)
-    return settle(completion, float(not why), None if calls is None else show_calls(calls), why, {"acc": float(not why)})
+    return settle(completion, float(not why), show_calls(calls) if calls else None, why, {"acc": float(not why)})
