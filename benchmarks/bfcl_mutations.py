@@ -14,6 +14,7 @@ where these are missing, the one flag of it that the checker reads is put in its
 """
 import argparse
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -32,7 +33,7 @@ MODELS = {"native": "qwen3-8b-FC", "native-llama": "qwen3-8b-FC", "prompted": "q
 def official(cases, verdicts):
     "Judge the cases of a file (JSON lines) with the installed package and write its verdicts."
     os.environ["BFCL_PROJECT_ROOT"] = tempfile.mkdtemp()
-    try: import bfcl_eval.constants.model_config
+    try: importlib.import_module("bfcl_eval.constants.model_config")
     except ImportError as e: table = _one_flag(str(e))
     else: table = "the package's own"
     from bfcl_eval.constants.enums import Language, ReturnFormat
@@ -50,7 +51,7 @@ def official(cases, verdicts):
         if category not in known:
             rows = load_dataset_entry(category, include_prereq=False, include_language_specific_hint=False)
             gold = [None] * len(rows) if "relevance" in category else load_ground_truth_entry(category)
-            known[category] = {r["id"]: (r, g and g["ground_truth"]) for r, g in zip(rows, gold)}
+            known[category] = {r["id"]: (r, g and g["ground_truth"]) for r, g in zip(rows, gold, strict=True)}
         row, gold = known[category][case["id"]]
         language = "JAVASCRIPT" if "javascript" in category else "JAVA" if "java" in category else "PYTHON"
         row = json.loads(json.dumps(row)) # the runner takes rows apart
@@ -95,15 +96,16 @@ def digest(made): return hashlib.sha256(json.dumps(made).encode()).hexdigest()[:
 
 def right_calls(rng, gold, leave_out=0.5):
     "Calls that are right: one of the right values for each argument, or none where it may be left out."
-    return [{name: {k: _choice(rng, v) for k, v in args.items() if not ("" in v and rng.random() < leave_out) and v != [""]}
-             for name, args in call.items()} for call in gold]
+    def given(v): return not ("" in v and rng.random() < leave_out) and v != [""]
+    return [{name: {k: _choice(rng, v) for k, v in args.items() if given(v)} for name, args in call.items()}
+            for call in gold]
 
 
 def _choice(rng, values):
     value = rng.choice([v for v in values if v != ""] or [""])
     if isinstance(value, dict):
-        return {k: _choice(rng, v) for k, v in value.items() if not (isinstance(v, list) and "" in v)
-                or v != [""] and rng.random() < 0.5} if all(isinstance(v, list) for v in value.values()) else value
+        if not all(isinstance(v, list) for v in value.values()): return value
+        return {k: _choice(rng, v) for k, v in value.items() if "" not in v or (v != [""] and rng.random() < 0.5)}
     if isinstance(value, list): return [_choice(rng, [v]) if isinstance(v, dict) else v for v in value]
     return value
 
@@ -111,7 +113,8 @@ def _choice(rng, values):
 def literal(value, language, kind="", inner=""):
     "A value as Java or JavaScript."
     if isinstance(value, bool): return str(value).lower()
-    if isinstance(value, str): return value if kind in ("any", "HashMap", "dict", "Array", "ArrayList", "array") else f'"{value}"'
+    bare = kind in ("any", "HashMap", "dict", "Array", "ArrayList", "array")
+    if isinstance(value, str): return value if bare else f'"{value}"'
     if isinstance(value, (list, tuple)):
         parts = ", ".join(literal(v, language, inner or "String") for v in value)
         if language == "javascript": return f"[{parts}]"
@@ -155,12 +158,13 @@ def _gold_literal(value, described, language, form):
         return f'"{made}"' if form == "prompted" else made
     made = literal(value, language, kind, inner).replace(");", ")") # a semicolon parts the calls of Llama
     made = value if isinstance(value, str) else made
-    quoted = isinstance(value, str) or language == "java" and isinstance(value, dict)
+    quoted = isinstance(value, str) or (language == "java" and isinstance(value, dict))
     if form != "prompted" or not quoted: return made
     return f"'{made}'" if '"' in made else f'"{made}"' # within quotes any text is read, whatever it looks like
 
 
-def language_of(category): return "javascript" if "javascript" in category else "java" if "java" in category else "python"
+def language_of(category):
+    return "javascript" if "javascript" in category else "java" if "java" in category else "python"
 
 
 def as_literals(calls, functions, language, quoted):
@@ -176,10 +180,12 @@ def as_literals(calls, functions, language, quoted):
 def written(calls, item, form, spelt=False):
     "Calls as the text of an answer; `spelt` says that values are literals already."
     language = language_of(item.stratum)
-    if language != "python" and not spelt: calls = as_literals(calls, item.extra["functions"], language, form == "prompted")
+    if language != "python" and not spelt:
+        calls = as_literals(calls, item.extra["functions"], language, form == "prompted")
     if form == "prompted":
         show = repr if language == "python" else str
-        parts = ", ".join(f"{n}({', '.join(f'{k}={show(v)}' for k, v in a.items())})" for c in calls for n, a in c.items())
+        pairs = [(n, a) for c in calls for n, a in c.items()]
+        parts = ", ".join(f"{n}({', '.join(f'{k}={show(v)}' for k, v in a.items())})" for n, a in pairs)
         return f"[{parts};]" if language == "java" else f"[{parts}]"
     flat = [(n.replace(".", "_"), a) for c in calls for n, a in c.items()]
     if form == "native":
@@ -189,11 +195,13 @@ def written(calls, item, form, spelt=False):
 
 # Nearly right answers
 
-ODD = ("é", "ß", "Ｏ", "\u00a0", "\u200b", "İ", "😀", "１", "’", "\u0301", "ﬁ", "\t", "\n", "\\", '"', "'", "-", "_", ".", " ")
-VALUES = (None, True, False, 0, 1, -1, 1.0, 0.5, -0.0, 10 ** 25, math.inf, "", "x", "true", "1", [], {}, [1], [""], {"a": 1},
-          [[1, 2]], [{"a": 1}], (1, 2), "null")
-TYPED = ("new int[]{1, 2}", "new ArrayList<>()", "new HashMap<>()", "{}", "[]", "3L", "3n", "2.5f", "null", "[[1, 2], [3]]",
-         "{a: [1, 2], b: {c: 1}}", "new String[]{\"a\", \"b\"}", "'x'", "new Array(1, 2)", "(int) 3", "a.b()", "1_000")
+ODD = ("é", "ß", "Ｏ", "\u00a0", "\u200b", "İ", "😀", "１", "’", "\u0301", "ﬁ", "\t", "\n", "\\", '"', "'",
+       "-", "_", ".", " ")
+VALUES = (None, True, False, 0, 1, -1, 1.0, 0.5, -0.0, 10 ** 25, math.inf, "", "x", "true", "1", [], {}, [1], [""],
+          {"a": 1}, [[1, 2]], [{"a": 1}], (1, 2), "null")
+TYPED = ("new int[]{1, 2}", "new ArrayList<>()", "new HashMap<>()", "{}", "[]", "3L", "3n", "2.5f", "null",
+         "[[1, 2], [3]]", "{a: [1, 2], b: {c: 1}}", "new String[]{\"a\", \"b\"}", "'x'", "new Array(1, 2)", "(int) 3",
+         "a.b()", "1_000")
 
 
 def changed(rng, value, language):
@@ -215,8 +223,9 @@ def changed(rng, value, language):
                 {**value, "extra": 1} if way == 4 else {**rest, key.upper(): value[key]})
     if isinstance(value, bool): return rng.choice((not value, int(value), str(value), str(value).lower(), float(value)))
     if isinstance(value, (int, float)):
-        return rng.choice((value + 1, -value, str(value), float(value), int(value) if math.isfinite(value) else 0, [value],
-                           value + 1e-9, value * 1.0, bool(value), f"{value}.0", value * 10 ** 6))
+        whole = int(value) if math.isfinite(value) else 0
+        return rng.choice((value + 1, -value, str(value), float(value), whole, [value], value + 1e-9, value * 1.0,
+                           bool(value), f"{value}.0", value * 10 ** 6))
     if isinstance(value, str): return text_changed(rng, value)
     return rng.choice(VALUES)
 
@@ -224,8 +233,9 @@ def changed(rng, value, language):
 def text_changed(rng, text):
     at = rng.randint(0, len(text))
     return rng.choice((text.upper(), text.lower(), text + rng.choice(ODD), text[:at] + rng.choice(ODD) + text[at:],
-                       text[:at] + text[at + 1:], text.replace(" ", "_"), text.replace(" ", ""), f" {text} ", f"'{text}'",
-                       text.title(), [text], {"value": text}, text.replace(",", ""), text.swapcase(), rng.choice(VALUES)))
+                       text[:at] + text[at + 1:], text.replace(" ", "_"), text.replace(" ", ""), f" {text} ",
+                       f"'{text}'", text.title(), [text], {"value": text}, text.replace(",", ""), text.swapcase(),
+                       rng.choice(VALUES)))
 
 
 def mutated(rng, calls, item, others):
@@ -239,8 +249,9 @@ def mutated(rng, calls, item, others):
     if way < 5 and key: args[key] = changed(rng, args[key], language)
     elif way == 5 and key: args.pop(key)
     elif way == 6: args[rng.choice([*shown, "extra", "self"])] = rng.choice(VALUES)
-    elif way == 7: calls[at] = {rng.choice((name.upper(), name.replace(".", "_"), name.replace("_", "."), f"{name}s",
-                                            name.rpartition(".")[2], rng.choice(others))): args}
+    elif way == 7:
+        calls[at] = {rng.choice((name.upper(), name.replace(".", "_"), name.replace("_", "."), f"{name}s",
+                                 name.rpartition(".")[2], rng.choice(others))): args}
     elif way == 8: rng.shuffle(calls)
     elif way == 9: calls.insert(at, rng.choice(calls))
     elif way == 10: calls.pop(at)
@@ -248,17 +259,20 @@ def mutated(rng, calls, item, others):
     return calls
 
 
-WORDS = ("I cannot do that with these functions.", "", "[]", "None", "Which city do you mean?", "()", "```json\n[]\n```")
+WORDS = ("I cannot do that with these functions.", "", "[]", "None", "Which city do you mean?", "()",
+         "```json\n[]\n```")
 
 
 def disturbed(rng, text):
     "The text with a change that knows nothing of calls."
     at, end = rng.randint(0, len(text)), rng.randint(0, len(text))
-    return rng.choice((f"```\n{text}\n```", f"```python\n{text}\n```", f"Here it is: {text}", f"{text}\nDone.", text[:at],
-                       text[:at] + text[at + 1:], text[:at] + rng.choice(ODD) + text[at:], f"`{text}`", f"'{text}'",
+    return rng.choice((f"```\n{text}\n```", f"```python\n{text}\n```", f"Here it is: {text}", f"{text}\nDone.",
+                       text[:at], text[:at] + text[at + 1:], text[:at] + rng.choice(ODD) + text[at:], f"`{text}`",
+                       f"'{text}'",
                        f"\n {text} \n", text.replace("'", '"'), text[min(at, end):max(at, end)], rng.choice(WORDS),
                        text.replace('"', "'"), text.replace("True", "true"), text + text, text.replace("\n", " "),
-                       text.replace(", ", "; "), text.strip("[]"), text.replace("=", "=-", 1), text.replace("=", "=1+", 1)))
+                       text.replace(", ", "; "), text.strip("[]"), text.replace("=", "=-", 1),
+                       text.replace("=", "=1+", 1)))
 
 
 def answer_of(item, items, rng):
@@ -294,7 +308,8 @@ def ours(item, form, text):
 
 def our_prompts(item):
     from qwen_eval.bfcl_prompts import bfcl_native, bfcl_prompted
-    return [digest(list(bfcl_native(item).tools)), digest([[t["role"], t["content"]] for t in bfcl_prompted(item).turns])]
+    turns = [[t["role"], t["content"]] for t in bfcl_prompted(item).turns]
+    return [digest(list(bfcl_native(item).tools)), digest(turns)]
 
 
 def judge(cases, python):
@@ -335,13 +350,16 @@ def main():
     wrong = {i.id: (our_prompts(i), theirs["prompts"][i.id]) for i in item_set.items if i.id in theirs["prompts"]
              and our_prompts(i) != theirs["prompts"][i.id]}
     found = {"n": len(pairs), "seed": options.seed, "item_set_hash": item_set.item_set_hash, "differ": len(differ),
-             "right": sum(bool(v["valid"]) for _, _, v in pairs), "stopped": sum(v["valid"] is None for _, _, v in pairs),
-             "differences": [{"id": c[0].id, "form": c[1], "ours": s.value, "theirs": v["valid"]} for c, s, v in differ],
+             "right": sum(bool(v["valid"]) for _, _, v in pairs),
+             "stopped": sum(v["valid"] is None for _, _, v in pairs),
+             "differences": [{"id": c[0].id, "form": c[1], "ours": s.value, "theirs": v["valid"]}
+                             for c, s, v in differ],
              "cases_and_right": by, "prompts": len(theirs["prompts"]), "prompts_differ": sorted(wrong),
              "prompts_stopped": sum(str(p[0]).startswith("none") for p in theirs["prompts"].values()),
              "models": theirs["table"], "environment": environment()}
     if options.out: options.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps({k: found[k] for k in ("n", "differ", "right", "stopped", "prompts", "prompts_stopped", "models")}),
+    shown = ("n", "differ", "right", "stopped", "prompts", "prompts_stopped", "models")
+    print(json.dumps({k: found[k] for k in shown}),
           f"prompts that differ: {len(wrong)} {list(wrong.items())[:3]}")
     return int(bool(differ))
 

@@ -143,7 +143,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'qwen_eval/conformance/bfcl.py'),
                                             'qwen_eval.conformance.bfcl._matched': ( 'conformance.bfcl.html#_matched',
                                                                                      'qwen_eval/conformance/bfcl.py'),
-                                            'qwen_eval.conformance.bfcl._names': ( 'conformance.bfcl.html#_names',
+                                            'qwen_eval.conformance.bfcl._named': ( 'conformance.bfcl.html#_named',
                                                                                    'qwen_eval/conformance/bfcl.py'),
                                             'qwen_eval.conformance.bfcl._parsed': ( 'conformance.bfcl.html#_parsed',
                                                                                     'qwen_eval/conformance/bfcl.py'),

@@ -22,12 +22,12 @@ from .settings import settings
 # %% ../nbs/33_bfcl_prompts.ipynb #c05
 @lru_cache(maxsize=1)
 def bfcl_texts() -> dict[str, Any]: # `system`, `hints` and `types` by language, `float`
-    "The leaderboard's own words; raises `ConfigError` where the wheel cannot be had, `IntegrityError` where it differs."
+    "The leaderboard's own words; raises `ConfigError` where there is no wheel, `IntegrityError` where it differs."
     known = source_registry()["bfcl"]
     wheel, texts = known["pypi"], known["texts"]
     paths = wheel_members(wheel["dist"], wheel["version"], wheel["wheel_sha256"], list(texts), settings().cache)
     for path, expected in zip(paths, texts.values(), strict=True):
-        if sha256(path) != expected: raise IntegrityError(f"{path} is not what it should be. Delete it to fetch it again.")
+        if sha256(path) != expected: raise IntegrityError(f"{path} is not what it should be. Delete it; it is fetched.")
     parts, words, tools = (ast.parse(p.read_bytes()) for p in paths)
     named = {t.id: _constant(n.value) for n in parts.body if isinstance(n, ast.Assign) for t in n.targets}
     hints = dict(zip(("java", "javascript", "python"), _said(words, "_get_language_specific_hint"), strict=True))
@@ -71,7 +71,8 @@ def shown_functions(
     language = "javascript" if "javascript" in item.stratum else "java" if "java" in item.stratum else "python"
     for f in functions:
         f["description"] += texts["hints"][language]
-        for p in f["parameters"]["properties"].values() if language != "python" else (): _as_text(p, texts["types"][language])
+        for p in f["parameters"]["properties"].values() if language in texts["types"] else ():
+            _as_text(p, texts["types"][language])
     return functions
 
 def _as_text(parameter, remarks):

@@ -10,9 +10,7 @@ __all__ = ['LONGEST', 'call_readers', 'python_calls', 'java_calls', 'javascript_
 import ast
 import json
 import operator
-import re
 import warnings
-from collections.abc import Callable
 from typing import Any
 from .extract import extractors, strip_thinking
 from .records import Item

@@ -7,7 +7,6 @@ __all__ = ['LONGEST', 'JAVA', 'JAVASCRIPT', 'java_value', 'javascript_value']
 
 # %% ../nbs/51_literals.ipynb #c02
 import re
-from collections.abc import Callable
 from typing import Any
 
 # %% ../nbs/51_literals.ipynb #c05

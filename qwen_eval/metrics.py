@@ -74,7 +74,7 @@ metrics.add("acc_macro", Metric(id="acc_macro", column="acc", label="Accuracy, m
                                 estimand="mean over the parts of the benchmark, each counted the same"))
 
 for _id, _label, _of in (
-    ("bfcl_non_live", "Non-live average", "simple calls (three languages, each the same), multiple, parallel, and both"),
+    ("bfcl_non_live", "Non-live average", "simple calls (the mean of three languages), multiple, parallel, and both"),
     ("bfcl_live", "Live average", "calls for functions of users, every item counted the same"),
     ("bfcl_irrelevance", "Irrelevance average", "functions that do not help, of the authors and of users"),
     ("bfcl[single-turn]", "BFCL v4, single turn only",

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,9 +23,12 @@ from qwen_eval.extract_calls import LONGEST, call_readers, python_calls, read_ca
 from qwen_eval.metrics import metrics, stratum_weights
 from qwen_eval.models import Model
 from qwen_eval.plans import plan_run
+from qwen_eval.protocols import protocol
 from qwen_eval.records import Completion, Item, Score
+from qwen_eval.requests import build_requests
 from qwen_eval.scorers.bfcl import Rules, bfcl_scorer, wrong_call
 from qwen_eval.scores import measured, score_frame, weigh
+from qwen_eval.sources import unpack
 
 ROOT = Path(__file__).parents[1]
 FORMS = ("native", "native-llama", "prompted")
@@ -82,7 +86,8 @@ def test_gold_answers_are_right_and_shuffled_ones_are_not(items, form):
     wrong = {i.id for i in asked if judge(i, script.gold_answer(i, form), form).value != 1}
     assert len(asked) == 2501 and wrong == IMPOSSIBLE
     random.Random(0).shuffle(others := list(asked))
-    right = sum(judge(a, script.gold_answer(b, form), form).value for a, b in zip(asked, others, strict=True) if a is not b)
+    pairs = [(a, b) for a, b in zip(asked, others, strict=True) if a is not b]
+    right = sum(judge(a, script.gold_answer(b, form), form).value for a, b in pairs)
     assert right <= 0.02 * len(asked)
 
 
@@ -159,7 +164,8 @@ NASTY = ["[" * 10_000, "{" * 10_000, "f(a=" * 10_000, "-" * 10_000, "not " * 10_
          "f(a=" + "(" * 150 + "1" + ")" * 150 + ")", "a" + ".b" * 20_000 + "()", "f(a='" + "\ud83d" * 9 + "')", "\x00",
          "f(a=9**9**9)", "f(a='x'*9**9)", "f(a=[0]*9**9)", "f(a=1<<9**9)", "f(a=" + "9" * 5000 + ")", "f(a=1e999)",
          '<tool_call>\n{"name": "f", "arguments": ' + '{"a":' * 10_000 + "1" + "}" * 10_000 + "}\n</tool_call>",
-         "<tool_call>\n" * 90_000, "x" * 1_000_000, "f(a=new int[]{" + "1," * 15_000 + "1})", "𝐟(𝐚=1)", "f(a=b'\\xff')"]
+         "<tool_call>\n" * 90_000, "x" * 1_000_000, "f(a=new int[]{" + "1," * 15_000 + "1})", "𝐟(𝐚=1)",
+         "f(a=b'\\xff')"]
 
 
 @pytest.mark.parametrize("reader", ["prompted-calls", "hermes-calls", "llama-calls"])
@@ -170,7 +176,8 @@ def test_nasty_text_neither_crashes_nor_hangs(reader, specimens):
         for stratum in ("simple_python", "simple_java", "simple_javascript", "irrelevance"):
             score = judge(by[stratum], text, form)
             assert score.value in (0, 1) and len(score.answer or "") <= 2000
-            assert extractors.get(reader)(text, by[stratum]) is None or score.answer is not None
+            shown = extractors.get(reader)(text, by[stratum])
+            assert shown is None or len(shown) <= 2000
 
 
 def test_deep_values_are_compared_or_refused():
@@ -229,9 +236,9 @@ def test_types_of_tools(texts):
     assert made["properties"]["c"]["properties"]["d"]["type"] == "string"
 
 
-@pytest.mark.parametrize(("model", "variant"), [("qwen3_8b", "native"), ("qwen2.5_14b", "native"), ("qwen_8b", "prompted"),
-                                                ("llama3.1_8b", "native-llama"), ("smollm2_135m", "prompted"),
-                                                ("qwen3_8b_base", "prompted-text")])
+@pytest.mark.parametrize(("model", "variant"), [
+    ("qwen3_8b", "native"), ("qwen2.5_14b", "native"), ("qwen_8b", "prompted"), ("llama3.1_8b", "native-llama"),
+    ("smollm2_135m", "prompted"), ("qwen3_8b_base", "prompted-text")])
 def test_the_variant_follows_the_model(model, variant, tmp_path, texts):
     plan = plan_run(model, "bfcl", engine=FakeEngine(), source="specimen", runs=tmp_path)
     assert plan.variant_name == variant
@@ -244,8 +251,6 @@ def test_the_variant_follows_the_model(model, variant, tmp_path, texts):
 
 def test_tools_reach_a_real_template(npm_tokenizers, specimens, texts):
     from transformers import AutoTokenizer
-    from qwen_eval.requests import build_requests
-    from qwen_eval.protocols import protocol
     tok, b = AutoTokenizer.from_pretrained(npm_tokenizers["qwen3"]), benchmark("bfcl")
     model = Model(id="x", hub_id="x", context_tok=32768)
     for r in build_requests(specimens, (), b, b.variants["native"], model, tok, protocol("greedy")):
@@ -268,8 +273,8 @@ def _frame(values, sizes):
 
 def test_averages_as_the_leaderboard_forms_them():
     sizes = {"simple_python": 40, "simple_java": 10, "simple_javascript": 5, "multiple": 20, "parallel": 20,
-             "parallel_multiple": 20, "live_simple": 26, "live_multiple": 105, "live_parallel": 4, "live_parallel_multiple": 4,
-             "irrelevance": 24, "live_irrelevance": 88, "live_relevance": 16}
+             "parallel_multiple": 20, "live_simple": 26, "live_multiple": 105, "live_parallel": 4,
+             "live_parallel_multiple": 4, "irrelevance": 24, "live_irrelevance": 88, "live_relevance": 16}
     assert set(sizes) == set(SINGLE_TURN)
     v = {"simple_python": 0.9, "simple_java": 0.6, "simple_javascript": 0.4, "multiple": 0.8, "parallel": 0.7,
          "parallel_multiple": 0.5, "live_simple": 0.5, "live_multiple": 0.4, "live_parallel": 0.75,
@@ -315,10 +320,8 @@ def test_a_changed_verdict_is_a_difference(tmp_path):
     [model, *_] = [p for p in home.glob("bfcl_*/score/*") if p.is_dir()] or [None]
     if model is None: pytest.skip("needs ../published/bfcl_* beside the folder in QWEN_EVAL_DATA")
     whole = tmp_path / model.parents[1].name
-    import shutil
     shutil.copytree(model.parents[1], whole)
     for path in (whole / "score").glob("*/*"): path.unlink()
-    from qwen_eval.sources import unpack
     source = model / "simple_score.json.gz"
     [head, first, *rest] = unpack(source, source.read_bytes()).decode().strip().split("\n")
     kept = whole / "score" / model.name / "simple_score.json"
@@ -335,7 +338,8 @@ def test_checks_survive_odd_files(tmp_path):
     (home / "score" / "m").mkdir(parents=True)
     (home / "score" / "m" / "simple_score.json").write_text('{"accuracy": 1.0, "total_count": 3}')
     (home / "result" / "m" / "gorilla_openfunctions_v1_test_simple_result.json").write_text('{"id": "a", "result": ""}')
-    (home / "gorilla_openfunctions_v1_test_simple.json").write_text(json.dumps({"id": "a", "question": "?", "function": WEATHER}))
+    (home / "gorilla_openfunctions_v1_test_simple.json").write_text(
+        json.dumps({"id": "a", "question": "?", "function": WEATHER}))
     (home / "possible_answer").mkdir()
     (home / "possible_answer" / "gorilla_openfunctions_v1_test_simple.json").write_text(
         json.dumps({"id": "a", "ground_truth": RIGHT}))

@@ -9,7 +9,8 @@ __all__ = ['calls_2024', 'shown_with_underscores', 'bfcl_checks']
 import ast
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from .base import Check, compare, families
@@ -32,16 +33,17 @@ def _matched(pattern, text):
     return found[0]
 
 _REPAIRS = (("gorilla", lambda t: f"[{t}]"), ("nexus", lambda t: f"[{t.removesuffix(';').replace(';', ',')}]"),
-            ("mistral|mixtral", lambda t: _brackets(t.replace("\\_", "_"))), ("llama", lambda t: _brackets(t.replace("\n", ""))),
+            ("mistral|mixtral", lambda t: _brackets(t.replace("\\_", "_"))),
+            ("llama", lambda t: _brackets(t.replace("\n", ""))),
             ("nemotron|arctic", _unquoted), ("gemma", lambda t: _matched(r"\[.*\]", t)),
-            ("deepseek", lambda t: _matched(r"\[[^\]]*\]", (t.split("```") + ["", ""])[1])),
+            ("deepseek", lambda t: _matched(r"\[[^\]]*\]", [*t.split("```"), "", ""][1])),
             ("command-r", _brackets), ("", lambda t: _brackets(t[t.startswith(" "):])))
 
 def _read_text(text, model, language):
     text = next(repair for name, repair in _REPAIRS if re.search(name, model, re.I))(text)
-    if language != "python": return {"java": java_calls, "javascript": javascript_calls}[language](text[1:-1])
+    if language != "python": return (java_calls if language == "java" else javascript_calls)(text[1:-1])
     calls = getattr(_parsed(text).body, "elts", ())
-    if any(isinstance(c, ast.Call) and not c.keywords for c in calls): raise ValueError("a call without named arguments")
+    if any(isinstance(c, ast.Call) and not c.keywords for c in calls): raise ValueError("a call without named values")
     return python_calls(text)
 
 def _parsed(text):
@@ -51,7 +53,7 @@ def _parsed(text):
 # %% ../../nbs/75_conformance.bfcl.ipynb #c08
 def _hermes(text):
     lines = text.split("\n")
-    calls = [json.loads(b.replace("'", '"')) for a, b in zip(lines, lines[1:], strict=False)
+    calls = [json.loads(b.replace("'", '"')) for a, b in pairwise(lines)
              if a == "<tool_call>" and b not in ("<tool_call>", "</tool_call>")]
     return [{c["name"]: c["arguments"]} for c in calls]
 
@@ -123,7 +125,8 @@ def _read_model(home, model):
     for c in _categories(home, model):
         parts = (_lines(home, f"{_STEM}{c}.json"), _lines(home / "result" / model, f"{_STEM}{c}_result.json"))
         gold = _lines(home / "possible_answer", f"{_STEM}{c}.json")
-        found[c] = None if None in parts or (gold is None and c != "relevance") else (*parts, gold)
+        whole = None not in parts and (gold is not None or c == "relevance")
+        found[c] = (*parts, gold) if whole else None
     return found
 
 # %% ../../nbs/75_conformance.bfcl.ipynb #c15
@@ -147,8 +150,8 @@ def _check(home, model, category, parts, scores, rules):
         return Check(check=name, family="bfcl", source=source, note=f"not run: no {what}")
     questions, answers, gold = parts
     if not len(questions) == len(answers) == scores[0]["total_count"]:
-        return Check(check=name, family="bfcl", source=source, note=f"not run: {len(answers)} answers to {len(questions)} "
-                     f"questions, {scores[0]['total_count']} scored")
+        counts = f"{len(answers)} answers to {len(questions)} questions, {scores[0]['total_count']} scored"
+        return Check(check=name, family="bfcl", source=source, note=f"not run: {counts}")
     failed = {s["id"]: str(s.get("error", "")) for s in scores[1:]}
     failed = {questions[k - 1]["id"] if isinstance(k, int) else k: v for k, v in failed.items()}
     ours, why = {}, {}
@@ -168,11 +171,13 @@ def bfcl_checks(
     for home in sorted(p for p in folder.glob("bfcl_*") if p.is_dir()):
         for model in sorted({p.name for part in ("result", "score") for p in (home / part).glob("*") if p.is_dir()}):
             parts = _read_model(home, model)
-            named = ((_names(q), [next(iter(c)) for c in _calls_or_why(a["result"], model, _language(category))[0] or ()])
-                     for category, p in parts.items() if p for q, a in zip(p[0], p[1], strict=False))
-            rules = Rules(underscores=shown_with_underscores(named), version="2024-08")
+            rules = Rules(underscores=shown_with_underscores(_named(parts, model)), version="2024-08")
             for category, part in parts.items():
                 scores = _lines(home / "score" / model, f"{category}_score.json")
                 yield _check(home, model, category, part, scores, rules)
 
-def _names(question): return [f["name"] for f in _functions(question)]
+def _named(parts, model):
+    for category, (questions, answers, _) in ((c, p) for c, p in parts.items() if p):
+        for q, a in zip(questions, answers, strict=False):
+            calls = _calls_or_why(a["result"], model, _language(category))[0]
+            yield [f["name"] for f in _functions(q)], [next(iter(c)) for c in calls or ()]

@@ -36,7 +36,7 @@ def bfcl_row(
     talks, functions, category = field(row, "question", list), field(row, "function", list), field(row, "category")
     turns = talks[0] if len(talks) == 1 and isinstance(talks[0], list) else ()
     said = [m.get("content") for m in turns if isinstance(m, dict) and m.get("role") == "user"]
-    if not said: raise IntegrityError(f"field 'question' should be one conversation with a user, but is {str(talks)[:60]}")
+    if not said: raise IntegrityError(f"field 'question' should be one conversation, but is {str(talks)[:60]}")
     gold = None if category in UNANSWERED else field(row, "ground_truth", list)
     if gold is not None and not all(isinstance(g, dict) and len(g) == 1 for g in gold):
         raise IntegrityError(f"field 'ground_truth' should hold one name per call, but is {str(gold)[:60]}")

@@ -63,8 +63,8 @@ def _is_variable(value, right, kind, inner):
     gold = _type_of(right)
     variable = gold is not None and gold is not kind
     if type(value) is kind:
-        fits = inner is None or any(type(r) is not list or all(_is_variable(v, r, inner, None) is not None for v in value)
-                                    for r in right)
+        fits = inner is None or any(type(r) is not list or all(
+            _is_variable(v, r, inner, None) is not None for v in value) for r in right)
         return variable if fits else None
     return True if gold is not None and type(value) is gold else None
 
@@ -87,7 +87,7 @@ def wrong_call(
     call: dict[str, dict[str, Any]], # `{name: {argument: value}}`
     answer: dict[str, dict[str, list[Any]]], # `{name: {argument: [values that are right]}}`
     language: str = "python", # Of the function
-    rules: Rules = Rules(), # noqa: B008 - frozen
+    rules: Rules = Rules(), # How to compare
 ) -> str: # Empty where the call is right
     "Why a call is not the wanted one."
     name = function["name"].replace(".", "_") if rules.underscores else function["name"]
@@ -99,7 +99,8 @@ def wrong_call(
         described = function["parameters"]["properties"].get(key)
         if described is None or key not in right: return f"argument {key!r} is not wanted"
         try: why = _wrong_value(value, right[key], described, language, rules)
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as e: why = f"cannot be read ({e})"
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as e:
+            why = f"cannot be read ({e})"
         if why: return f"argument {key!r} {why}"[:300]
     left_out = [key for key in right if key not in given and "" not in right[key]]
     return f"argument {left_out[0]!r} may not be left out" if left_out else ""
@@ -126,7 +127,7 @@ def wrong_calls(
     calls: Sequence[dict[str, dict[str, Any]]], # Those that were made
     answers: Sequence[dict[str, dict[str, list[Any]]]], # Those that were wanted
     category: str, # Of the item
-    rules: Rules = Rules(), # noqa: B008 - frozen
+    rules: Rules = Rules(), # How to compare
 ) -> str: # Empty where they are right
     "Why calls are not the wanted ones."
     language, many = language_of(category), "parallel" in category or "multiple" in category
@@ -157,7 +158,8 @@ def bfcl_scorer(
     "Are the wanted functions called, or none where none helps?"
     rules = Rules(underscores=variant.extract != "prompted-calls")
     whether = "relevance" in item.stratum
-    try: calls, why = read_calls(completion.text, variant.extract, "python" if whether else language_of(item.stratum)), ""
+    language = "python" if whether else language_of(item.stratum)
+    try: calls, why = read_calls(completion.text, variant.extract, language), ""
     except ValueError as e: calls, why = None, f"no calls found: {e}"
     if whether:
         value, answer = float(bool(calls) != ("irrelevance" in item.stratum)), show_calls(calls) if calls else "no call"
