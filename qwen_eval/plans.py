@@ -199,7 +199,7 @@ def plan_run(
     protocol: str | Protocol = "greedy", # How items are asked
     limit: int | None = None, # Items wanted, along the seeded order; None is all
     n_shot: int | None = None, # Examples before the question; None is the variant's number
-    variant: str | None = None, # The benchmark's variant; None is its default for base or chat models
+    variant: str | None = None, # The benchmark's variant; None is its default for base, chat or tool-using models
     engine: str | Engine | None = None, # A name, or an engine that runs already; None is that of the settings
     seed: int | None = None, # Of examples and draws; None is the protocol's
     order_seed: int = 0, # Of the order of items
@@ -221,7 +221,7 @@ def plan_run(
     m = find_model(model, **_given({"adapter": adapter, "chat_template": chat_template, "variant": model_variant}))
     p = find_protocol(protocol, **overrides, **_given({"n_shot": n_shot, "seed": seed}))
     b, ps, folder, m = find_benchmark(benchmark), find_preset(preset), _check_wish(limit, runs, system), describe(m)
-    name, v = b.variant(variant or p.variant, m.variant)
+    name, v = b.variant(variant or p.variant, m.variant, m.tool_format)
     system = m.system if system is None and v.chat else system
     check_protocol(p, m, v.mode, answer=v.answer)
     fake = engine_name(engine) in FAKES

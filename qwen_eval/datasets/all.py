@@ -6,6 +6,7 @@
 __all__ = ['benchmarks', 'benchmark']
 
 # %% ../../nbs/29_datasets.all.ipynb #c02
+from .bfcl import bfcl
 from .declared import Benchmark
 from .choice import arc_challenge, hellaswag, mmlu, truthfulqa
 from .code import humaneval, mbpp
@@ -14,7 +15,7 @@ from ..registry import Registry
 
 # %% ../../nbs/29_datasets.all.ipynb #c05
 _catalogue = Registry("benchmark")
-for _b in (humaneval, mbpp, gsm8k, arc_challenge, hellaswag, mmlu, truthfulqa, math500): _catalogue.add(_b.id, _b)
+for _b in (humaneval, mbpp, gsm8k, arc_challenge, hellaswag, mmlu, truthfulqa, math500, bfcl): _catalogue.add(_b.id, _b)
 
 def benchmarks() -> Registry: # Benchmark id -> `Benchmark`, in the order of the study
     "All declared benchmarks."

@@ -6,7 +6,7 @@
 __all__ = ['Source', 'Variant', 'declaration', 'Benchmark']
 
 # %% ../../nbs/19_datasets.declared.ipynb #c02
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 from ..errors import UnknownNameError
 
@@ -20,7 +20,8 @@ class Source:
     revision: str | None = None # Its commit, where known
     dist: str = "" # Distribution on PyPI
     version: str = "" # Exact version
-    member: str = "" # Path inside the wheel
+    member: str = "" # Path inside the wheel; of a file its stem, where that is not the benchmark's id
+    join: str = "" # Function that makes rows of several members, by its name in `joins`; the registry lists them
 
     def __str__(self):
         if self.kind == "hub": return f"hub:{self.hub_id}" + (f"@{self.revision}" if self.revision else "")
@@ -78,6 +79,7 @@ class Benchmark:
     range: tuple[float, float] = (0.0, 1.0) # Of the primary metric
     strata: str = "" # What `Item.stratum` holds, such as "subject"; empty where items are not divided
     clusters: str = "" # What `Item.cluster` holds; empty where items are independent
+    tool_variants: dict[str, str] = field(default_factory=dict) # For chat models with tools: format -> variant
 
     def source(
         self,
@@ -92,8 +94,10 @@ class Benchmark:
         self,
         name: str | None = None, # A variant, or None for the default
         model_variant: str = "chat", # "base" or "chat", as in `Model.variant`
+        tool_format: str | None = None, # How the model writes tool calls, as in `Model.tool_format`
     ) -> tuple[str, Variant]: # Its name and itself
         "The variant to ask with; raises `UnknownNameError`."
-        name = name or self.default_variant[model_variant]
+        with_tools = self.tool_variants.get(tool_format) if model_variant == "chat" else None
+        name = name or with_tools or self.default_variant[model_variant]
         if name not in self.variants: raise UnknownNameError(f"variant of {self.id}", name, self.variants)
         return name, self.variants[name]
