@@ -39,15 +39,17 @@ def _continuations(items):
     raise ConfigError(f"no item has the {LEAST_WORDS} words that it takes to be cut in two.")
 
 def _as_continuation(benchmark):
-    asked = Variant(prompt="code-completion", mode="generate", chat=False, score="verbatim", metric="verbatim") # bare text
+    bare = "code-completion" # the question as it stands, and nothing else
+    asked = Variant(prompt=bare, mode="generate", chat=False, score="verbatim", metric="verbatim")
     return replace(benchmark, variants={"verbatim": asked}, default_variant={"base": "verbatim", "chat": "verbatim"},
                    metric="verbatim", range=(0.0, 1.0), higher_is_better=False)
 
 derivations.add("continuation", Derivation(title="second halves", make=_continuations, declare=_as_continuation))
 
 # %% ../nbs/34_derived.ipynb #c10
-_TIED = re.compile(r"(?i)\b(?:all|none|both|neither|any|either|each|two|one) of (?:the|these|those) (?:above|below|answers"
-                   r"|options|choices|others)\b|\b(?:above|below) (?:are|is)\b|\b(?:all|none) of (?:these|them|the above)\b"
+_TIED = re.compile(r"(?i)\b(?:all|none|both|neither|any|either|each|two|one) of (?:the|these|those) "
+                   r"(?:above|below|answers|options|choices|others)\b"
+                   r"|\b(?:above|below) (?:are|is)\b|\b(?:all|none) of (?:these|them|the above)\b"
                    r"|^(?:(?:both|neither|either)\s+)?(?-i:\(?[A-E]\)?(?:,| and| or| nor| &)+\s*\(?[A-E]\b)")
 
 def rotated(
@@ -80,11 +82,12 @@ def _as_letters(benchmark):
     kept = {n: v for n, v in benchmark.variants.items() if v.score in ("letter", "label")}
     if not kept:
         raise ConfigError(f"{benchmark.id} has no variant that shows its options with letters, so their order cannot "
-                          "matter. Benchmarks that have one: arc_challenge, mmlu.")
-    def default(name, chat): return name if name in kept else next((n for n, v in kept.items() if v.chat == chat), [*kept][0])
-    names = benchmark.default_variant
-    return replace(benchmark, variants=kept, metric="acc", default_variant={k: default(names[k], k == "chat") for k in names})
+                          "matter. Such as arc_challenge and mmlu have one.")
+    def default(kind, name): # one of the same kind, else any
+        return name if name in kept else next((n for n, v in kept.items() if v.chat == (kind == "chat")), min(kept))
+    names = {k: default(k, name) for k, name in benchmark.default_variant.items()}
+    return replace(benchmark, variants=kept, metric="acc", default_variant=names)
 
 for _k in range(N_ORDERS):
-    derivations.add(f"order{_k}", Derivation(title=f"options rotated by {_k}" if _k else "options in the source's order",
-                                             make=_orders(_k), declare=_as_letters))
+    _title = f"options rotated by {_k}" if _k else "options in the source's order"
+    derivations.add(f"order{_k}", Derivation(title=_title, make=_orders(_k), declare=_as_letters))

@@ -18,7 +18,8 @@ from .errors import ConfigError
 from .records import Item
 
 # %% ../nbs/34_perturbed.ipynb #c05
-_PLAIN = re.compile(r"[\"'“‘(\[]*\$?(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?(%)?(-[A-Za-z][A-Za-z-]*)?[\"'”’)\].,?!;:]*(?:['’]s)?")
+_PLAIN = re.compile(r"[\"'“‘(\[]*\$?(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?(%)?(-[A-Za-z][A-Za-z-]*)?"
+                    r"[\"'”’)\].,?!;:]*(?:['’]s)?")
 _CLOCK = re.compile(r"(?i)\d ?(?:[ap]\.?m\b)|o'clock|\b(?:midnight|noon|january|february|april|june|july|august"
                     r"|september|october|november|december)\b|\b(?:19|20)\d\d\b(?! ?[a-z])")
 
@@ -50,10 +51,11 @@ def givens(
     return tuple(found) if len({g.value for g in found}) == len(found) else None
 
 # %% ../nbs/34_perturbed.ipynb #c09
-_SMALL = ("one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-          "eighteen nineteen twenty").split()
-_WORDS = {**{w: (n,) for n, w in enumerate(_SMALL, 1)}, "thirty": (30,), "forty": (40,), "fifty": (50,),
-          "sixty": (60,), "hundred": (100,), "thousand": (1000,), "once": (1,), "half": (2, "1/2"), "halves": (2, "1/2"),
+_WORDS = {"one": (1,), "two": (2,), "three": (3,), "four": (4,), "five": (5,), "six": (6,), "seven": (7,),
+          "eight": (8,), "nine": (9,), "ten": (10,), "eleven": (11,), "twelve": (12,), "thirteen": (13,),
+          "fourteen": (14,), "fifteen": (15,), "sixteen": (16,), "seventeen": (17,), "eighteen": (18,),
+          "nineteen": (19,), "twenty": (20,), "thirty": (30,), "forty": (40,), "fifty": (50,), "sixty": (60,),
+          "hundred": (100,), "thousand": (1000,), "once": (1,), "half": (2, "1/2"), "halves": (2, "1/2"),
           "twice": (2,), "double": (2,), "doubled": (2,), "doubles": (2,), "both": (2,), "couple": (2,), "pair": (2,),
           "pairs": (2,), "triple": (3,), "tripled": (3,), "triples": (3,), "thrice": (3,), "third": (3, 1),
           "thirds": (3,), "quarter": (4, "1/4"), "quarters": (4, "1/4"), "fourth": (4, "1/4"), "fourths": (4,),
@@ -125,7 +127,8 @@ def recipe(
     if results[-1] != Fraction(str(item.target)): return "the last step is not the answer"
     if {i for kind, i in source.values() if kind in ("given", "percent")} != {*range(len(given))}:
         return "a number that no step uses"
-    if {j for kind, j in source.values() if kind == "step"} != {*range(len(steps) - 1)}: return "a step that is not used"
+    used = {j for kind, j in source.values() if kind == "step"}
+    if used != {*range(len(steps) - 1)}: return "a step that is not used"
     return Recipe(given, tuple(s for s, _ in steps), tuple(results), source)
 
 def _ambiguous(steps, given):
@@ -165,6 +168,11 @@ def _alike(new, old):
 
 def _decimals(x): return next((d for d in range(5) if (x * 10 ** d).denominator == 1), None)
 
+def _fits(value, given):
+    "Is it another number, not 0 or 1, and no percentage above 100?"
+    if given.value in (0, 1): return True
+    return value not in (0, 1, given.value) and not (given.percent and value > 100 >= given.value)
+
 def perturbed(
     item: Item, # With a worked solution in `extra["solution"]`
     attempts: int = 400, # Draws before it is given up
@@ -175,8 +183,7 @@ def perturbed(
     for attempt in range(attempts):
         texts = [_draw(g, item.id, attempt, i) for i, g in enumerate(found.given)]
         values = tuple(Fraction(t.replace(",", "")) for t in texts)
-        if any(v in (0, 1, g.value) and g.value not in (0, 1) for v, g in zip(values, found.given, strict=True)): continue
-        if any(g.percent and v > 100 >= g.value for v, g in zip(values, found.given, strict=True)): continue
+        if not all(map(_fits, values, found.given)): continue
         try: results = found.work(values)
         except ZeroDivisionError: continue
         if results[-1] == found.results[-1] or not all(map(_alike, results, found.results)): continue

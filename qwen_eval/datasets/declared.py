@@ -105,8 +105,8 @@ class Benchmark:
 class Derivation:
     "How items are changed, and how the changed ones are asked."
     title: str # Added to the benchmark's own
-    make: Callable # `(items) -> items`, in the same order; may leave some out, raises `ConfigError` where none is left
-    declare: Callable = lambda benchmark: benchmark # `(Benchmark) -> Benchmark`, with other variants where it needs them
+    make: Callable # `(items) -> items`, in the same order; raises `ConfigError` where it leaves all out
+    declare: Callable = lambda benchmark: benchmark # `(Benchmark) -> Benchmark`, with other variants
     version: str = "1" # Raised by whatever changes a score
 
 derivations = Registry("kind of derived benchmark", rooms=("qwen_eval.derived", "qwen_eval.perturbed"))
