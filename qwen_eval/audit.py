@@ -98,7 +98,8 @@ def allocate(
     "How many answers of each stratum go into a sheet."
     total = {d: sum(size for size, differ in strata.values() if differ == d) for d in (True, False)}
     wanted = {True: min(total[True], most), False: n}
-    return {h: min(size, max(LEAST, round(wanted[differ] * size / total[differ]))) for h, (size, differ) in strata.items()}
+    share = {h: round(wanted[differ] * size / total[differ]) for h, (size, differ) in strata.items()}
+    return {h: min(size, max(LEAST, share[h])) for h, (size, _) in strata.items()}
 
 def _gold(item):
     if "test" in item.extra: return f"{item.target or ''}\n\n{item.extra['test']}".strip()
@@ -128,10 +129,10 @@ def write_sheet(
     path, rng = expand(path), np.random.default_rng(seed)
     key = path.with_suffix(".key.json")
     for p in (path, key):
-        if p.exists(): raise ConfigError(f"{p} is there already and may hold labels; name another file, or move it away.")
+        if p.exists(): raise ConfigError(f"{p} is there and may hold labels; name another file, or move it away.")
     names = "strict " + table.strict.map("{:g}".format) + ", flexible " + table.flexible.map("{:g}".format)
     names += np.where(table.scored == table.flexible, "", ", scored " + table.scored.map("{:g}".format))
-    groups = {h: g for h, g in table.groupby(names)}
+    groups = dict(iter(table.groupby(names)))
     wanted = allocate({h: (len(g), bool((g.strict != g.flexible).any())) for h, g in groups.items()}, n, most)
     drawn = [(h, g.iloc[i]) for h, g in groups.items() for i in rng.choice(len(g), wanted[h], replace=False)]
     drawn = [drawn[i] for i in rng.permutation(len(drawn))]
@@ -187,14 +188,14 @@ def audit_run(
     "Both readings of a run's answers; raises `ConfigError` where there are not two, `IntegrityError` for lost items."
     import msgspec
     run = run if isinstance(run, Run) else open_run(run)
-    m = run.manifest
-    variant = msgspec.convert(m["fingerprint"]["benchmark"]["declaration"], Variant)
+    m, asked = run.manifest, run.manifest["fingerprint"]["benchmark"]
+    variant = msgspec.convert(asked["declaration"], Variant)
     readings_of(variant)
     items = {i.id: i for i in items_of(m, benchmark).items}
     pairs = [(items[c.item_id], c) for c in run.completions().values()]
-    about = {"run": run.id, "benchmark": m["fingerprint"]["benchmark"]["id"], "variant": m["fingerprint"]["benchmark"]["variant"],
-             "marks": list(m["marks"])}
-    return _audit(pairs, variant, run.scores, about, options, sheet and {"path": sheet, "n": n, "seed": seed, "most": most})
+    about = {"run": run.id, "benchmark": asked["id"], "variant": asked["variant"], "marks": list(m["marks"])}
+    drawn = sheet and {"path": sheet, "n": n, "seed": seed, "most": most}
+    return _audit(pairs, variant, run.scores, about, options, drawn)
 
 # %% ../nbs/77_audit.ipynb #c14
 def audit_outputs(
@@ -234,7 +235,7 @@ def read_labels(
     first = text.partition("\n")[0]
     table = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
     if lack := [c for c in ("row", "question", "label") if c not in (table.fieldnames or ())]:
-        raise IntegrityError(f"{sheet} has no column {', '.join(lack)}; its columns are {', '.join(table.fieldnames or ())}.")
+        raise IntegrityError(f"{sheet} has no column {', '.join(lack)}, but {', '.join(table.fieldnames or ())[:200]}.")
     found, wrong = {}, []
     for at, line in enumerate(table, 2): # as a spreadsheet counts, below the head
         name, label = (line["row"] or "").strip().lower(), (line["label"] or "").strip().lower()
@@ -261,7 +262,8 @@ class HandCheck(Audit):
     "What follows from a hand check: `corrected`, `scored`, `errors`, and what was looked at."
     def _cells(self):
         def show(e): return Estimate(**e)
-        rates = {f"{k}: {name.replace('_', ' ')}": show(e) for k, both in self["errors"].items() for name, e in both.items()}
+        rates = {f"{k}: {name.replace('_', ' ')}": show(e)
+                 for k, both in self["errors"].items() for name, e in both.items()}
         unclear = (f"{self['n_unclear']} (corrected if they are wrong {self['if_unclear_wrong']:.3f}, if right "
                    f"{self['if_unclear_right']:.3f})") if self["n_unclear"] else ""
         cells = {"run": self["run"], "scorer": show(self["scored"]), "corrected": show(self["corrected"]),
@@ -302,7 +304,8 @@ def _weigh(kept, by, level):
     low, high = wilson(own * n, n, level)
     scored = Estimate(value=own, low=low, high=high, level=level, method="wilson", metric="scored", n_items=n)
     def share(label, **kw): return share_from_labels(stratum, label, level=level, n_items=n, metric="corrected", **kw)
-    return {"scored": asdict(scored), "corrected": asdict(share(y)), "on_these_items": asdict(share(y, population=False)),
+    here = asdict(share(y, population=False))
+    return {"scored": asdict(scored), "corrected": asdict(share(y)), "on_these_items": here,
             "errors": {k: {name: asdict(e) for name, e in error_rates(v, stratum, y, level).items()}
                        for k, v in verdicts.items()},
             "if_unclear_wrong": share(spread(0.0)).value, "if_unclear_right": share(spread(1.0)).value}

@@ -83,6 +83,6 @@ def contamination_command(
     """
     from qwen_eval.contamination import contamination
     how = {"variant": variant, "n_shot": shots, "answer_tok": answer_tok}
-    found = contamination(name, benchmark, limit, words(kinds) or None, preset, protocol, allow_specimens=allow_specimens,
-                          **{k: v for k, v in how.items() if v is not None})
+    found = contamination(name, benchmark, limit, words(kinds) or None, preset, protocol,
+                          allow_specimens=allow_specimens, **{k: v for k, v in how.items() if v is not None})
     say(dict(found) if as_json else found, repr, as_json)

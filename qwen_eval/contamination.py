@@ -119,7 +119,8 @@ def flags_of(
                         ("on the published items", w.get("published")),):
             if e is not None and passes(e): add(kind, "ceiling", f"the score {name} reaches {e.high:.3f}: no headroom")
         if "drop" in w and w["drop"].low > 0:
-            add(kind, "drop", f"the score falls by {w['drop'].value:.3f} at other {'orders' if kind == 'order' else kind}")
+            where = "in other orders" if kind == "order" else "with other numbers"
+            add(kind, "drop", f"the score falls by {w['drop'].value:.3f} {where}")
     return found
 
 # %% ../nbs/75_contamination.ipynb #c14
@@ -196,9 +197,10 @@ def contamination(
     b, run_on = find_benchmark(benchmark), {"preset": preset, "limit": limit}
     where = {k: how[k] for k in ("source", "data_file", "allow_specimens") if k in how}
     sets, left_out, whole = derived_sets(b, kinds, **where)
-    bare = {k: v for k, v in how.items() if k in (*where, "runs", "adapter", "tokenizer", "model_variant", "order_seed")}
-    asked = {n: {**run_on, "item_set": s, **({"protocol": "greedy", **bare, "answer_tok": REST_TOK} if n == "continuation"
-                                             else {"protocol": protocol, **how})} for n, (_, s) in sets.items()}
+    kept = (*where, "runs", "adapter", "tokenizer", "model_variant", "order_seed")
+    bare = {k: v for k, v in how.items() if k in kept}
+    own = {"continuation": {"protocol": "greedy", **bare, "answer_tok": REST_TOK}}
+    asked = {n: {**run_on, "item_set": s, **own.get(n, {"protocol": protocol, **how})} for n, (_, s) in sets.items()}
     plans = [plan_run(model, sets[n][0], engine=engine, **a) for n, a in asked.items()]
     with _one_engine(plans, engine, engine_address) as found:
         runs = {n: evaluate(model, sets[n][0], engine=found, engine_address=engine_address, progress=progress, **a)

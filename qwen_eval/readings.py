@@ -23,10 +23,10 @@ def readings_of(
 ): # The registered function
     "The two readings of a variant's answers; raises `ConfigError` where nothing is read, or one way only is known."
     if variant.mode != "generate":
-        raise ConfigError(f"nothing is extracted where {variant.mode} are scored: there is one reading only, and no audit.")
+        raise ConfigError(f"nothing is extracted where {variant.mode} are scored, so there is nothing to audit.")
     if variant.score in readings: return readings.get(variant.score)
-    raise ConfigError(f"the scorer {variant.score!r} has one reading only; two are known for {', '.join(readings.names())}. "
-                      f"Register the other with readings.register({variant.score!r}).")
+    raise ConfigError(f"the scorer {variant.score!r} has one reading only; two are known for "
+                      f"{', '.join(readings.names())}. Register the other with readings.register({variant.score!r}).")
 
 # %% ../nbs/52_readings.ipynb #c07
 @readings.register("numeric")

@@ -35,6 +35,7 @@ def verbatim(
     said = completion.text.split()[:len(wanted)]
     same = next((i for i, (a, b) in enumerate(zip(wanted, said, strict=False)) if a != b), min(len(wanted), len(said)))
     exact = float(said == wanted)
-    metrics = {"verbatim": exact, "prefix_share": same / len(wanted), "rouge_l": longest_common(wanted, said) / len(wanted)}
+    common = longest_common(wanted, said) / len(wanted)
+    metrics = {"verbatim": exact, "prefix_share": same / len(wanted), "rouge_l": common}
     return settle(completion, exact, " ".join(said) or None, f"{same} of {len(wanted)} words", metrics,
                   generated=len(said) < len(wanted))

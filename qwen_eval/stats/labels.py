@@ -26,10 +26,10 @@ def share_from_labels(
     "The share of right items; raises `ConfigError` for a stratum without a label, or labels that are none."
     stratum, label = np.asarray(stratum), np.asarray(label, float)
     if stratum.shape != label.shape or label.ndim != 1:
-        raise ConfigError(f"strata of shape {stratum.shape} and labels of shape {label.shape}; wanted is (n_items,) twice.")
+        raise ConfigError(f"strata of shape {stratum.shape}, labels of shape {label.shape}; wanted is (n_items,) twice.")
     if not np.isin(label[~np.isnan(label)], (0, 1)).all(): raise ConfigError("a label is 0, 1 or NaN (not looked at).")
-    what = dict(level=level, metric=metric, n_items=int((~np.isnan(label)).sum()),
-                estimand="share of the population of items" if population else "share of these items")
+    what = {"level": level, "metric": metric, "n_items": int((~np.isnan(label)).sum()),
+            "estimand": "share of the population of items" if population else "share of these items"}
     if not len(label): return Estimate(value=math.nan, low=math.nan, high=math.nan, method="none", **what)
     parts = []
     for h in np.unique(stratum):
@@ -41,8 +41,8 @@ def share_from_labels(
         n = n_items or len(label)
         parts.append((1.0, value, *wilson(value * n, n, level)))
     low, high = (math.sqrt(sum((w * (e[k] - p)) ** 2 for w, p, *e in parts)) for k in (0, 1))
-    return Estimate(value=value, low=max(value - low, 0.0), high=min(value + high, 1.0), method="stratified wilson (MOVER)",
-                    **what)
+    return Estimate(value=value, low=max(value - low, 0.0), high=min(value + high, 1.0),
+                    method="stratified wilson (MOVER)", **what)
 
 def _ends(right, n, size, level): # Wilson's, at as many labels as an unlimited stratum would need
     if n == size: return right / n, right / n
