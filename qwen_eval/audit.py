@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from html import escape
@@ -110,7 +111,7 @@ def _cell(text):
     "Text that a spreadsheet shows as it is: no formula, no more than a cell holds, no half characters."
     text = text.encode("utf-8", "replace").decode().replace("\0", "")
     if len(text) > CELL: text = f"{text[:CELL * 3 // 4]}\n[... cut ...]\n{text[-CELL // 5:]}"
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") and not re.fullmatch(r"[+-][\d.,]+", text) else text
 
 def _print(question): return hashlib.sha256("".join(question.lstrip("'").split()).encode()).hexdigest()[:12]
 
@@ -167,10 +168,11 @@ def _audit(pairs, variant, frame, about, options, sheet):
     items = [{"id": r.item_id, "epoch": int(r.epoch), **{k: _brief(getattr(r, k)) for k in columns}}
              for r in differ.itertuples()]
     same_verdict = table[table.strict == table.flexible]
-    other = (same_verdict.strict_answer.fillna("") != same_verdict.flexible_answer.fillna("")).sum()
+    other = sum(_brief(a) != _brief(b) for a, b in zip(same_verdict.strict_answer, same_verdict.flexible_answer,
+                                                       strict=True))
     found = Audit(**about, n=len(table), estimates=shown, difference=asdict(gap), n_differ=len(items),
                   n_only_flexible=int((differ.flexible > differ.strict).sum()),
-                  n_only_strict=int((differ.flexible < differ.strict).sum()), n_other_answer=int(other), items=items)
+                  n_only_strict=int((differ.flexible < differ.strict).sum()), n_other_answer=other, items=items)
     if sheet: found["sheet"] = write_sheet(table=table, pairs=pairs, variant=variant, **sheet, run=about["run"])
     return found
 

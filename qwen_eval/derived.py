@@ -84,7 +84,8 @@ def _as_letters(benchmark):
         raise ConfigError(f"{benchmark.id} has no variant that shows its options with letters, so their order cannot "
                           "matter. Such as arc_challenge and mmlu have one.")
     def default(kind, name): # one of the same kind, else any
-        return name if name in kept else next((n for n, v in kept.items() if v.chat == (kind == "chat")), next(iter(kept)))
+        same = [n for n, v in kept.items() if v.chat == (kind == "chat")]
+        return name if name in kept else (same or list(kept))[0]
     names = {k: default(k, name) for k, name in benchmark.default_variant.items()}
     return replace(benchmark, variants=kept, metric="acc", default_variant=names)
 

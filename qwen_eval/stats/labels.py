@@ -26,7 +26,7 @@ def share_from_labels(
     "The share of right items; raises `ConfigError` for a stratum without a label, or labels that are none."
     stratum, label = np.asarray(stratum), np.asarray(label, float)
     if stratum.shape != label.shape or label.ndim != 1:
-        raise ConfigError(f"strata of shape {stratum.shape}, labels of shape {label.shape}; wanted is (n_items,) twice.")
+        raise ConfigError(f"strata of shape {stratum.shape}, labels of {label.shape}; wanted is twice (n_items,).")
     if not np.isin(label[~np.isnan(label)], (0, 1)).all(): raise ConfigError("a label is 0, 1 or NaN (not looked at).")
     what = {"level": level, "metric": metric, "n_items": int((~np.isnan(label)).sum()),
             "estimand": "share of the population of items" if population else "share of these items"}
