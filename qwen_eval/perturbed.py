@@ -168,6 +168,7 @@ def _alike(new, old):
 
 def _decimals(x): return next((d for d in range(5) if (x * 10 ** d).denominator == 1), None)
 
+# %% ../nbs/34_perturbed.ipynb #c23
 def _fits(value, given):
     "Is it another number, not 0 or 1, and no percentage above 100?"
     if given.value in (0, 1): return True

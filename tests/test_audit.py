@@ -124,7 +124,8 @@ def words_only(request):
 
 @pytest.fixture
 def run(tmp_path):
-    return evaluate("qwen3_8b", "gsm8k", engine=FakeEngine(words_only), source="specimen", runs=tmp_path, progress=False)
+    return evaluate("qwen3_8b", "gsm8k", engine=FakeEngine(words_only), source="specimen", runs=tmp_path,
+                    progress=False)
 
 
 def test_audit_of_a_run(run):
