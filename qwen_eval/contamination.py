@@ -78,7 +78,8 @@ def weigh_orders(
     if any(ids != values[0][1] for _, ids in values): raise ConfigError("the orders were not asked of the same items.")
     first, ids = values[0]
     others = np.concatenate([v for v, _ in values[1:]], axis=1) # (n_items, n_epochs * (n_orders - 1))
-    every = np.min([np.nanmean(v, axis=1) for v, _ in values], axis=0) # (n_items,)
+    means = [np.ma.masked_invalid(v).mean(axis=1).filled(np.nan) for v, _ in values] # each (n_items,)
+    every = np.min(means, axis=0) # NaN where one order was not judged, (n_items,)
     same = [float(row[0] != "" and len(set(row)) == 1) for row in named]
     shown = [r.estimate(level=level) for r in runs]
     def share(x, name): return estimate(np.asarray(x), level=level, metric=name, max_error_rate=1)
