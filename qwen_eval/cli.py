@@ -16,6 +16,7 @@ from .console import (LOOK, Edge, JsonFlag, ModelName, PresetName, ProtocolName,
                                say, table, words)
 from .errors import ConfigError
 from .run_commands import runs
+from .audit_commands import audit_command, contamination_command
 
 # %% ../nbs/90_cli.ipynb #c04
 app = typer.Typer(cls=Edge, **LOOK)
@@ -332,6 +333,8 @@ def study_status(name: StudyName, as_json: JsonFlag = False):
 
 app.add_typer(study, name="study")
 app.add_typer(runs, name="runs")
+app.command("audit")(audit_command)
+app.command("contamination")(contamination_command)
 
 # %% ../nbs/90_cli.ipynb #c20
 def main() -> None:

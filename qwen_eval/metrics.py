@@ -65,10 +65,13 @@ for _id, _column, _label in (
     ("acc", "acc", "Accuracy"), ("acc_norm", "acc_norm", "Accuracy, per character"),
     ("acc_bytes", "acc_bytes", "Accuracy, per byte"),
     ("acc_tok", "acc_tok", "Accuracy, per token"), ("label_acc", "label_acc", "Accuracy of the likeliest letter"),
-    ("mc1", "mc1", "MC1"),
+    ("mc1", "mc1", "MC1"), ("verbatim", "verbatim", "Continued word by word"),
 ): metrics.add(_id, Metric(id=_id, column=_column, label=_label))
 
 metrics.add("mc2", Metric(id="mc2", column="mc2", label="MC2", kind="bounded"))
+
+for _id, _label in (("prefix_share", "Share continued word by word"), ("rouge_l", "ROUGE-L recall")):
+    metrics.add(_id, Metric(id=_id, column=_id, label=_label, kind="bounded"))
 
 metrics.add("acc_macro", Metric(id="acc_macro", column="acc", label="Accuracy, mean of the parts", weights="equal",
                                 estimand="mean over the parts of the benchmark, each counted the same"))

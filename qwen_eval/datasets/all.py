@@ -7,7 +7,7 @@ __all__ = ['benchmarks', 'benchmark']
 
 # %% ../../nbs/29_datasets.all.ipynb #c02
 from .bfcl import bfcl
-from .declared import Benchmark
+from .declared import Benchmark, derive
 from .choice import arc_challenge, hellaswag, mmlu, truthfulqa
 from .code import humaneval, mbpp
 from .math import gsm8k, math500
@@ -23,7 +23,9 @@ def benchmarks() -> Registry: # Benchmark id -> `Benchmark`, in the order of the
 
 # %% ../../nbs/29_datasets.all.ipynb #c06
 def benchmark(
-    id: str | Benchmark, # A benchmark's id; a `Benchmark` is returned as it is
+    id: str | Benchmark, # A benchmark's id, with `+kind` for a derived one; a `Benchmark` is returned as it is
 ) -> Benchmark: # The declaration
     "The benchmark of that name; raises `UnknownNameError` with the nearest names."
-    return id if isinstance(id, Benchmark) else benchmarks().get(id)
+    if isinstance(id, Benchmark): return id
+    own, _, kind = id.partition("+") if isinstance(id, str) else (id, "", "")
+    return derive(benchmarks().get(own), kind) if kind else benchmarks().get(id)

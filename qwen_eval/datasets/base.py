@@ -11,10 +11,10 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
-from .declared import Benchmark
+from .declared import Benchmark, derivations
 from ..errors import ConfigError, IntegrityError
 from ..fetch import sha256, wheel_members, write_atomic
 from ..records import Item
@@ -107,6 +107,7 @@ def item_order(
 ) -> list[Item]: # The same items; every prefix is a stratified random sample
     "Items in the seeded order that all models of a comparison share."
     import numpy as np
+    benchmark_id = benchmark_id.partition("+")[0] # derived items keep their places
     bits = np.random.PCG64(int.from_bytes(hashlib.sha256(f"{seed}|{benchmark_id}".encode()).digest(), "big"))
     strata = {}
     for i, item in enumerate(items): strata.setdefault(item.stratum, []).append(i)
@@ -155,8 +156,6 @@ def _sort_out(benchmark, table, where):
     items, pool = make_items(table, benchmark, where)
     flavour = flavours.get(benchmark.flavour)(table) if benchmark.flavour else ""
     return items, pool, flavour, {benchmark.split: len(items), **({benchmark.shot_split: len(pool)} if pool else {})}
-
-
 
 # %% ../../nbs/20_datasets.base.ipynb #c28
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -298,7 +297,8 @@ def load(
     allow_specimens: bool = False, # May the project's own hand-written items stand in where nothing else is found?
 ) -> ItemSet: # Items, pool, hash and marks
     "The items of a benchmark; raises `ConfigError` where no source has them, `IntegrityError` where one is damaged."
-    settings = settings or settings_in_force()
+    settings, (own, _, kind) = settings or settings_in_force(), benchmark.id.partition("+")
+    if kind: return _derived(load(replace(benchmark, id=own), source, data_file, settings, allow_specimens), benchmark)
     known = source_registry(settings).get(benchmark.id, {})
     if data_file is not None: return _load_file(benchmark, Path(data_file), "custom", known, settings)
     if source == "specimen": return _specimen(benchmark, known, settings)
@@ -311,3 +311,10 @@ def load(
     raise ConfigError(f"No source has the items of {benchmark.id}. {' | '.join(why)} | What to do: name a folder that "
                       f"holds {benchmark.id}.jsonl.gz in QWEN_EVAL_DATA (rows in the schema of the hub), or allow the "
                       "few hand-written specimens (--allow-specimens).")
+
+# %% ../../nbs/20_datasets.base.ipynb #c46
+def _derived(found, benchmark):
+    "The items of a derived benchmark; their hash is their own, since they were made here."
+    items = tuple(derivations.get(benchmark.id.partition("+")[2]).make(found.items))
+    return replace(found, benchmark_id=benchmark.id, items=items, item_set_hash=item_set_hash(items, found.pool),
+                   marks=(*found.marks, "derived"))
