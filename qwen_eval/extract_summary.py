@@ -11,16 +11,15 @@ from .extract import extractors, strip_thinking
 from .records import Item
 
 # %% ../nbs/51_extract_summary.ipynb #c04
-_FENCED = re.compile(r"(?:```|~~~)[ \t]*[\w+-]{0,20}[ \t]*\r?\n?")
 _QUOTES = re.compile(r'^[ \t]*(?:[A-Za-z_]\w{0,60}(?:\.\w{1,60})?[ \t]*=[ \t]*)?[rbuRBU]{0,2}("""|\'\'\')', re.M)
 _ANNOUNCED = re.compile(
-    r"(?:(?:sure|certainly|of course|okay|ok|absolutely|great)\b[^.:!\n]{0,80}[!.:,]?\s*)?"
-    r"(?:(?:here(?: is|['’]s| are)|this is|below is|the (?:first line|docstring|summary|answer|description)\b)"
-    r"[^:\n]{0,160}:)?", re.I)
+    r"(?P<yes>(?:sure|certainly|of course|okay|ok|absolutely|great)(?: thing)?[!,.]\s*)?"
+    r"(?P<what>(?:here(?: is|['’]s| are)|this is|below is)[^:\n]{0,80}?\b(?:docstrings?|summary|line|sentence|description|answer|explanation|version"
+    r"|function|code)\b[^:\n]{0,80}:|the (?:first line|docstring|summary|answer|description)\b[^:\n]{0,80}:)?", re.I)
 _LABEL = re.compile(r"(?:#{1,6}[ \t]*)?[*_`]{0,3}(?:summary|answer|docstring|description|output|response|first line"
                     r"|摘要|总结|答案|回答)[*_`]{0,3}[ \t]{0,3}[:：][*_`]{0,3}[ \t]*", re.I)
 _CODE = re.compile(r"(?:async )?def \w|class \w|from [\w.]+ import |import \w|@\w|return\b(?! (?:the|a|an|true|false"
-                   r"|whether|if|all|how|what|which|true|list|number)\b)|>>> |[\w.]+ = |if .*:$|for .*:$|pass$", re.I)
+                   r"|whether|if|all|how|what|which|true|list|number)\b)|>>> |[\w.]+ = |if .*:$|for .*:$|pass$")
 
 def _docstring(text):
     "First paragraph of the first triple-quoted text, where it stands as a statement; None where there is none."
@@ -32,22 +31,24 @@ def _bare(line):
     "A line without label, list mark and the marks around it."
     line = _LABEL.sub("", line.strip(), count=1)
     line = re.sub(r"^(?:[-*•>]|#{1,6}|\d{1,2}[.)])[ \t]+", "", line).strip()
-    for left, right in (("**", "**"), ("`", "`"), ('"""', '"""'), ("'''", "'''"), ('"', '"'), ("“", "”"), ("'", "'")):
+    for left, right in (("```", "```"), ("**", "**"), ("`", "`"), ('"', '"'), ("“", "”"), ("'", "'")):
         if len(line) >= len(left + right) and line.startswith(left) and line.endswith(right):
             inner = line[len(left):-len(right)]
             if left not in inner and right not in inner: line = inner.strip()
     return line
 
 def _lines(text):
-    "Lines that may be the answer, prose before code."
-    lines, code = [], []
+    "Lines that may be the answer: prose outside of fences, then what fences hold, then code."
+    found, inside = ([], [], []), False
     for raw in text[:20_000].splitlines():
-        if not raw.strip() or _FENCED.fullmatch(raw.strip() + "\n"): continue
         line = raw.strip()
-        rest = line[m.end():] if (m := _ANNOUNCED.match(line)) and m[0].rstrip().endswith((":", "!")) else line
-        bare = _bare(_FENCED.sub(" ", rest) if "```" in rest else rest)
-        if re.search(r"\w", bare): (code if _CODE.match(bare) else lines).append(bare)
-    return lines
+        if line.startswith(("```", "~~~")) and not (len(line) > 6 and line.endswith(line[:3])): inside = not inside
+        elif line:
+            m = _ANNOUNCED.match(line)
+            off = m["what"] or (m["yes"] or "").rstrip().endswith("!")
+            bare = _bare(line[m.end():] if off else line)
+            if re.search(r"\w", bare): found[2 if _CODE.match(bare) else inside].append(bare)
+    return [line for part in found for line in part]
 
 # %% ../nbs/51_extract_summary.ipynb #c05
 @extractors.register("summary")

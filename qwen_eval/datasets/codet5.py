@@ -74,7 +74,7 @@ def codet5_row(
 ) -> Item: # Question is the function without its docstring, target the sentence that describes it
     "A row of code-to-text; raises `IntegrityError` where it is not Python, or where nothing describes the function."
     if (language := str(row.get("language") or "python").lower()) != "python":
-        raise IntegrityError(f"field 'language' should be python, but is {language[:40]!r}; load the python configuration")
+        raise IntegrityError(f"field 'language' should be python, but is {language[:40]!r}; load that configuration")
     tokens = [str(t) for t in field(row, "docstring_tokens", list)]
     if not (target := " ".join(" ".join(tokens).replace("\n", "").split())):
         raise IntegrityError("field 'docstring_tokens' should hold the words of the docstring, but is empty")
