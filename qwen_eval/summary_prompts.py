@@ -23,5 +23,6 @@ def codet5_chat(
     item: Item, # The question is a function, the target its description
 ) -> Block: # An instruction with the function in a fence
     "A function in a fence, and the wish for one sentence."
-    ask = "What does this Python function do? Write the first line of its docstring, one short sentence, and nothing else."
+    ask = ("What does this Python function do? Write the first line of its docstring, one short sentence, "
+           "and nothing else.")
     return Block(question=f"{ask}\n\n```python\n{item.question}\n```", cue="Answer:", answer=str(item.target or ""))

@@ -15,7 +15,8 @@ from ..registry import Registry
 
 # %% ../../nbs/29_datasets.all.ipynb #c05
 _catalogue = Registry("benchmark")
-for _b in (humaneval, mbpp, gsm8k, arc_challenge, hellaswag, mmlu, truthfulqa, math500, codet5): _catalogue.add(_b.id, _b)
+for _b in (humaneval, mbpp, gsm8k, arc_challenge, hellaswag, mmlu, truthfulqa, math500,
+           codet5): _catalogue.add(_b.id, _b)
 
 def benchmarks() -> Registry: # Benchmark id -> `Benchmark`, in the order of the study
     "All declared benchmarks."

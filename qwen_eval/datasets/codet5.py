@@ -58,7 +58,9 @@ def without_docstring(
         if not line.strip(" \t"): # lines of its own
             rest = re.match(r"[ \t]*(?:#[^\r\n]*)?(?:\r\n?|\n|\Z)", after)
             code = before[:len(before) - len(line)] + after[rest.end():] if rest else before + after.lstrip(" \t")
-        else: code = before.rstrip(" \t") + (" " if after.strip(" \t")[:1] not in "\r\n" else "") + after.lstrip(" \t")
+        else:
+            after = after.lstrip(" \t")
+            code = before.rstrip(" \t") + ("" if after[:1] in ("", "\r", "\n") else " ") + after
     code = _COMMENT.sub(lambda m: m["string"] or "", code)
     words = _letters(target)
     if len(words) > 9: code = _LITERAL.sub(lambda m: '""' if words in _letters(m[0]) else m[0], code)
