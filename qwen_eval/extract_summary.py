@@ -14,8 +14,10 @@ from .records import Item
 _QUOTES = re.compile(r'^[ \t]*(?:[A-Za-z_]\w{0,60}(?:\.\w{1,60})?[ \t]*=[ \t]*)?[rbuRBU]{0,2}("""|\'\'\')', re.M)
 _ANNOUNCED = re.compile(
     r"(?P<yes>(?:sure|certainly|of course|okay|ok|absolutely|great)(?: thing)?[!,.]\s*)?"
-    r"(?P<what>(?:here(?: is|['’]s| are)|this is|below is)[^:\n]{0,80}?\b(?:docstrings?|summary|line|sentence"
-    r"|description|answer|explanation|version|function|code)\b[^:\n]{0,80}:|the (?:first line|docstring|summary|answer|description)\b[^:\n]{0,80}:)?", re.I)
+    r"(?P<what>"
+    r"(?:here(?: is|['’]s| are)|this is|below is)[^:\n]{0,80}?\b(?:docstrings?|summary|line|sentence"
+    r"|description|answer|explanation|version|function|code)\b[^:\n]{0,80}:"
+    r"|the (?:first line|docstring|summary|answer|description)\b[^:\n]{0,80}:)?", re.I)
 _LABEL = re.compile(r"(?:#{1,6}[ \t]*)?[*_`]{0,3}(?:summary|answer|docstring|description|output|response|first line"
                     r"|摘要|总结|答案|回答)[*_`]{0,3}[ \t]{0,3}[:：][*_`]{0,3}[ \t]*", re.I)
 _CODE = re.compile(r"(?:async )?def \w|class \w|from [\w.]+ import |import \w|@\w|return\b(?! (?:the|a|an|true|false"

@@ -62,7 +62,8 @@ def _loops(tail):
 _DO = (r"help|assist|provide|answer|fulfil|comply|create|generate|write|discuss|engage|support|share|give|offer"
        r"|do (?:that|this)|participate|respond|recommend|tell")
 _CANNOT = (r"(?:can(?:no|['’])t|can not|won['’]t|will not|would not|must not"
-           r"|am (?:not able|unable|not allowed|not permitted)(?: to)?|['’]m (?:not able|unable|not allowed|not permitted)(?: to)?)")
+           r"|am (?:not able|unable|not allowed|not permitted)(?: to)?"
+           r"|['’]m (?:not able|unable|not allowed|not permitted)(?: to)?)")
 _REFUSAL = re.compile(
     rf"(?:^|[.!?\n]\s{{0,4}})(?:[*_#>-]{{1,3}} ?)?"
     rf"(?:(?:i['’]?m|i am|we are|we['’]re) (?:very |so |really |truly )?(?:sorry|afraid)|sorry|apologies|my apologies"
@@ -77,8 +78,9 @@ _HEDGE = re.compile(r"\b(?:but|however|instead|nevertheless|that said)\b[^.\n]{0
 _ZH = re.compile(r"(?:^|[。！？\n,，])\s{0,4}"
                  r"(?:(?:非常|很)?(?:抱歉|对不起|不好意思|遗憾)[^。！？\n]{0,12}[,，。:：!！]?\s{0,2})?"
                  r"(?:作为(?:一个|一名|一款)?[^。，,\n]{0,20}[,，]\s{0,2})?(?:但)?我(?:们)?(?:目前|暂时)?"
-                 r"(?:不能(?!不)|无法|没办法|没法|不可以|不会|拒绝|不便)(?:为您|为你|给您|给你|向您|向你|直接|继续)?"
-                 r"(?:提供|回答|帮助|协助|满足|完成|生成|编写|写|讨论|给出|参与|执行|处理|支持|这样做|透露|描述|创作)")
+                 r"(?:不能(?!不)|无法|没办法|没法|不可以|不会|拒绝|不便)(?:[为给向][您你]|直接|继续)?"
+                 r"(?:提供|回答|帮助|协助|满足|完成|生成|编写|写|讨论|给出|参与"
+                 r"|执行|处理|支持|这样做|透露|描述|创作)")
 
 # %% ../nbs/56_surface.ipynb #c14
 def refusals(
