@@ -180,6 +180,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'qwen_eval/datasets/codet5.py'),
                                            'qwen_eval.datasets.codet5._letters': ( 'datasets.codet5.html#_letters',
                                                                                    'qwen_eval/datasets/codet5.py'),
+                                           'qwen_eval.datasets.codet5._uncommented': ( 'datasets.codet5.html#_uncommented',
+                                                                                       'qwen_eval/datasets/codet5.py'),
                                            'qwen_eval.datasets.codet5.codet5_row': ( 'datasets.codet5.html#codet5_row',
                                                                                      'qwen_eval/datasets/codet5.py'),
                                            'qwen_eval.datasets.codet5.without_docstring': ( 'datasets.codet5.html#without_docstring',

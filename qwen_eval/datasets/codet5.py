@@ -19,8 +19,13 @@ _QUOTED = (r'(?:"""(?:\\.|[^\\])*?"""|\'\'\'(?:\\.|[^\\])*?\'\'\''
 _STRING = rf"(?<!\w)[rbuRBUfF]{{0,3}}{_QUOTED}|{_QUOTED}"
 _TOKEN = re.compile(rf"(?P<string>{_STRING})|(?P<comment>#[^\r\n]*)|(?P<name>\w+)|(?P<rest>\\\r?\n|\s|.)", re.S)
 _LITERAL = re.compile(_STRING, re.S)
-_COMMENT = re.compile(rf"(?P<string>{_STRING})|(?P<alone>(?:(?<=[\r\n])|\A)[ \t]*#[^\r\n]*(?:\r\n?|\n|\Z))"
-                      r"|[ \t]*#[^\r\n]*", re.S)
+_COMMENT = re.compile(rf"(?P<string>{_STRING})|[ \t]+(?:#[^\r\n]*(\r\n?|\n)?)?|#[^\r\n]*(\r\n?|\n)?", re.S)
+
+def _uncommented(m):
+    "What stays of a literal, or of blanks with or without a comment behind them."
+    if m["string"] or "#" not in m[0]: return m[0]
+    alone = m.string[m.start() - 1:m.start()] in ("", "\r", "\n")
+    return "" if alone else m[2] or m[3] or "" # a line of its own goes whole
 
 def _body(code):
     "Where the body of the first function begins; None where there is no function."
@@ -61,7 +66,7 @@ def without_docstring(
         else:
             after = after.lstrip(" \t")
             code = before.rstrip(" \t") + ("" if after[:1] in ("", "\r", "\n") else " ") + after
-    code = _COMMENT.sub(lambda m: m["string"] or "", code)
+    code = _COMMENT.sub(_uncommented, code)
     words = _letters(target)
     if len(words) > 9: code = _LITERAL.sub(lambda m: '""' if words in _letters(m[0]) else m[0], code)
     return code.strip("\r\n").rstrip()
