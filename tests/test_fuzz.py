@@ -17,6 +17,7 @@ from qwen_eval.store import RunWriter, by_key, read_completions
 
 MIB = 1 << 20
 ITEMS = {
+    "text": Item(id="text", question="def f(): pass", target="Add two numbers ."),
     "number": Item(id="number", question="How many?", target="18"),
     "choice": Item(id="choice", question="Which?", choices=("one", "the two", "Three (3)", "none\nof them"), target=2,
                    extra={"mc1": [2, 0], "mc2_true": [2, 3]}),
@@ -131,7 +132,7 @@ def nothing_runs(monkeypatch):
 
 
 def item_for(extractor):
-    return ITEMS["choice" if extractor == "letter" else "program" if extractor == "code" else "number"]
+    return ITEMS[{"letter": "choice", "code": "program", "summary": "text"}.get(extractor, "number")]
 
 
 def judged(c):
@@ -139,7 +140,8 @@ def judged(c):
     choice = ITEMS["choice"]
     c = replace(c, item_id="x", label_logprobs=(-1.0, None, float("nan"), -2.0)[:4], continuations=(Continuation(logprob=-1.0, n_tok=1),) * 4)
     for name in scorers.names():
-        item, extract = (ITEMS["number"], "last-number") if name == "numeric" else (choice, "letter")
+        item, extract = {"numeric": (ITEMS["number"], "last-number"),
+                         "bleu4-smoothed": (ITEMS["text"], "summary")}.get(name, (choice, "letter"))
         yield from score_items([(item, c)], name, replace(variant(extract), metric="mc2" if name == "truthfulqa" else "acc"))
 
 def completion(text):

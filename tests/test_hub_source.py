@@ -19,7 +19,7 @@ from qwen_eval.settings import settings as settings_in_force
 from qwen_eval.sources import read_rows
 
 ROOT = Path(__file__).parents[1]
-IDS = ("humaneval", "gsm8k", "arc_challenge", "hellaswag")
+IDS = ("humaneval", "gsm8k", "arc_challenge", "hellaswag", "codet5")
 
 
 def sha1(data): return hashlib.sha1(data).hexdigest()

@@ -312,7 +312,7 @@ def load(
                       f"holds {benchmark.id}.jsonl.gz in QWEN_EVAL_DATA (rows in the schema of the hub), or allow the "
                       "few hand-written specimens (--allow-specimens).")
 
-# %% ../../nbs/20_datasets.base.ipynb #c46
+# %% ../../nbs/20_datasets.base.ipynb #0b1f9bf1
 def _derived(found, benchmark):
     "The items of a derived benchmark; their hash is their own, since they were made here."
     items = tuple(derivations.get(benchmark.id.partition("+")[2]).make(found.items))

@@ -64,7 +64,7 @@ class Benchmark:
     "What is asked, where it comes from and how it may be asked."
     id: str # Name, also the stem of its file in the local folder
     title: str # For tables and figures
-    task_type: str # "choice", "math" or "code"
+    task_type: str # "choice", "math", "code" or "text"
     rows: str # Function that turns a row into an item, by its name in `rows`
     sources: tuple[Source, ...] # In the order in which they are tried
     split: str # The split that is evaluated
