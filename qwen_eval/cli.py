@@ -15,8 +15,9 @@ import typer
 from .console import (LOOK, Edge, JsonFlag, ModelName, PresetName, ProtocolName, RunName, UnsafeFlag, group,
                                say, table, words)
 from .errors import ConfigError
-from .run_commands import runs
 from .audit_commands import audit_command, contamination_command
+from .quality_commands import quality_
+from .run_commands import runs
 
 # %% ../nbs/90_cli.ipynb #c04
 app = typer.Typer(cls=Edge, **LOOK)
@@ -222,6 +223,8 @@ def diff_(
     from qwen_eval.diffs import diff_runs
     found = diff_runs(run_a, run_b, limit=limit, every=every, texts=texts)
     say(dict(found) if as_json else found, lambda d: d.text(items or None), as_json)
+
+app.command("quality")(quality_)
 
 @app.command("rescore")
 def rescore_(

@@ -10,12 +10,14 @@ from .bfcl import bfcl
 from .declared import Benchmark, derive
 from .choice import arc_challenge, hellaswag, mmlu, truthfulqa
 from .code import humaneval, mbpp
+from .codet5 import codet5
 from .math import gsm8k, math500
 from ..registry import Registry
 
 # %% ../../nbs/29_datasets.all.ipynb #c05
 _catalogue = Registry("benchmark")
-for _b in (humaneval, mbpp, gsm8k, arc_challenge, hellaswag, mmlu, truthfulqa, math500, bfcl): _catalogue.add(_b.id, _b)
+for _b in (humaneval, mbpp, codet5, gsm8k, arc_challenge, hellaswag, mmlu, truthfulqa, bfcl,
+           math500): _catalogue.add(_b.id, _b)
 
 def benchmarks() -> Registry: # Benchmark id -> `Benchmark`, in the order of the study
     "All declared benchmarks."
