@@ -48,5 +48,7 @@ for _id, _column, _label in (
 
 metrics.add("mc2", Metric(id="mc2", column="mc2", label="MC2", kind="bounded"))
 
+metrics.add("token_f1", Metric(id="token_f1", column="token_f1", label="Shared words, F1", kind="bounded"))
+
 metrics.add("acc_macro", Metric(id="acc_macro", column="acc", label="Accuracy, mean of the parts", weights="equal",
                                 estimand="mean over the parts of the benchmark, each counted the same"))

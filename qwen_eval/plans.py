@@ -20,15 +20,19 @@ from .datasets.declared import Benchmark, Variant, declaration
 from .engines.all import default_engine, engines
 from .engines.base import Engine, EngineInfo
 from .errors import ConfigError, ContextOverflow, UnknownNameError
+from .extract import extractors
 from .fetch import writable
 from .hardware import Device, detect
 from .loadable import check_loadable
+from .metrics import metrics
 from .models import Model, model as find_model, read_json
 from .presets import Preset, engine_args, preset as find_preset
+from .prompts import prompts
 from .protocols import (Protocol, check_protocol, max_model_len, n_epochs, protocol as find_protocol,
                                  vendor_protocol)
 from .records import Item, Request
 from .requests import ByteTokenizer, build_requests, output_budget
+from .scorers.text import batch_scorers, scorers
 from .settings import expand, settings
 from .store import run_id
 from .weights import Located, describe, generation_config, locate, template_hash, tokenizer as load_tokenizer
@@ -167,6 +171,15 @@ def _check_wish(limit, runs, system):
         raise ConfigError(f"the system text is not Unicode at character {e.start + 1}; correct it.") from None
     return writable(expand(runs).resolve() if runs else settings().runs, "Runs")
 
+def _check_names(benchmark, variant):
+    "A lab names functions in its settings; a wrong name is said before anything is asked."
+    hint = f"It is named in the benchmark {benchmark.id}."
+    prompts.get(variant.prompt, hint)
+    metrics.get(variant.metric, hint)
+    if variant.extract: extractors.get(variant.extract, hint)
+    if variant.score not in scorers and variant.score not in batch_scorers:
+        raise UnknownNameError("scorer", variant.score, [*scorers.names(), *batch_scorers.names()], hint)
+
 def _given(values): return {k: x for k, x in values.items() if x is not None}
 
 def _say(x): # for the manifest: an id, a path from the root, or the kind of thing it is
@@ -222,6 +235,7 @@ def plan_run(
     p = find_protocol(protocol, **overrides, **_given({"n_shot": n_shot, "seed": seed}))
     b, ps, folder, m = find_benchmark(benchmark), find_preset(preset), _check_wish(limit, runs, system), describe(m)
     name, v = b.variant(variant or p.variant, m.variant)
+    if b.own: _check_names(b, v)
     system = m.system if system is None and v.chat else system
     check_protocol(p, m, v.mode, answer=v.answer)
     fake = engine_name(engine) in FAKES
