@@ -146,13 +146,13 @@ SHOTS = ("seeded", "first", "stratum")
 
 def _rows(own, kind, columns, base, root):
     "Fields of the benchmark that say where rows lie and how they are read."
-    if own.path: source = Source(kind="file", path=str((Path(root) / expand(own.path)).resolve()))
-    else: source = Source(kind="hub", hub_id=own.hub, config=own.config, revision=own.revision)
+    if own.path: sources = (Source(kind="file", path=str((Path(root) / expand(own.path)).resolve())),)
+    else: sources = Source(kind="file"), Source(kind="hub", hub_id=own.hub, config=own.config, revision=own.revision)
     if not (own.path or own.hub): # other ways to ask about the data of another benchmark
         if columns: raise ConfigError(f"[benchmark.{own.id}] names columns ({', '.join(columns)}), but no path or hub.")
         if kind: raise ConfigError(f"[benchmark.{own.id}] has a kind, but no path or hub; leave the kind to like.")
         return {"own": True}
-    facts = {"own": True, "data_of": "", "sources": (source,), "primer": "" if kind or columns else base.primer,
+    facts = {"own": True, "data_of": "", "sources": sources, "primer": "" if kind or columns else base.primer,
              "strata": own.stratum or base.strata, "clusters": own.cluster or base.clusters}
     if not (kind or columns): return facts # rows in the schema of the benchmark that it is like
     named = kind or {"choice": "choice", "code": "code"}.get(base.task_type) or _LIKE.get(base.rows, "exact")
