@@ -129,8 +129,8 @@ def _guessed(table, path, fields):
     if {"tests", "entry_point"} <= seen: return "code"
     name = next((n for n in (fields.get("answer"), fields.get("target"), "answer", "target") if n in seen), None)
     if name is None:
-        raise ConfigError(f"What kind of task {path} holds cannot be seen from its columns ({', '.join(sorted(seen))}); "
-                          "say --kind choice, number, expression, code, exact or free, and --fields answer=COLUMN,...")
+        raise ConfigError(f"What kind of task {path} holds cannot be seen from its columns "
+                          f"({', '.join(sorted(seen))}); say --kind choice, number, expression, code, exact or free, and --fields answer=COLUMN,...")
     said = [str(row[name]) for row in table if row.get(name) is not None]
     return "number" if all(re.fullmatch(r"-?[\d,]*\.?\d+", s.strip()) for s in said) else "exact"
 
@@ -190,10 +190,11 @@ def report_text(
     report: dict[str, Any], # As `check_benchmark` makes it
 ) -> str: # Lines
     "A report to read."
-    lines, s = [f"{report['benchmark']}: {'no problem found' if report['ok'] else '; '.join(report['problems'])}"], report["stats"]
+    s, bad, said = report["stats"], report["bad_rows"], "; ".join(report["problems"]) or "no problem found"
+    lines = [f"{report['benchmark']}: {said}"]
     if s: lines.append(f"  items       {s['n_items']}, pool of {s['pool']}, {s['source']} ({s['verified']})")
-    bad = report["bad_rows"]
-    lines += [f"  {line}" for line in bad[:10]] + ([f"  and {len(bad) - 10} more; --json lists all"] if len(bad) > 10 else [])
+    lines += [f"  {line}" for line in bad[:10]]
+    if len(bad) > 10: lines.append(f"  and {len(bad) - 10} more; --json lists all")
     if not s: return "\n".join(lines)
     d, p = report["duplicates"], report["prompts"]
     said = [f"{len(d[k])} {k}" + (f" (such as {' = '.join(d[k][0])})" if d[k] else "") for k in ("exact", "near")]
@@ -201,7 +202,8 @@ def report_text(
     tok = f", longest {p['longest']} tokens ({p['longest_id']}) for {p['model']}" if "longest" in p else ""
     lines.append(f"  prompts     {p['n_built']} built as {p['variant']}{tok}")
     lines.append(f"  gold        {report['gold']['said'].partition(': ')[2]}")
-    lines += [f"    {f['id']}: {f['status']}, {str(f['answer'])[:60]!r} {f['detail'][:80]}" for f in report["gold"]["failed"][:10]]
+    lines += [f"    {f['id']}: {f['status']}, {str(f['answer'])[:60]!r} {f['detail'][:80]}"
+              for f in report["gold"]["failed"][:10]]
     if s.get("right_as_shown"): lines.append(f"  right       {_shares(s['right_in_file'])} in the file; "
                                              f"{_shares(s['right_as_shown'])} as shown")
     return "\n".join(lines)

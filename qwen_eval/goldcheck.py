@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 import numpy as np
-from .datasets.declared import Benchmark, Variant
-from .prompts import LETTERS, correct_letter
+from .datasets.declared import Benchmark
+from .prompts import LETTERS, letter_order
 from .records import Completion, Continuation, Item, Score
 from .registry import Registry
 from .scorers.text import ScoreOptions, score_items
@@ -54,7 +54,6 @@ for _name in ("exact-text", "token-f1"): gold_answers.add(_name, gold_text)
 # %% ../nbs/76_goldcheck.ipynb #c06
 def _wished(item, wanted, variant):
     "Likelihoods of an engine that is sure of these options; labels stand in the order shown."
-    from qwen_eval.prompts import letter_order
     values = [0.0 if i in wanted else -math.inf for i in range(len(item.choices))]
     if variant.score == "label":
         return Completion(item_id=item.id, label_logprobs=tuple(values[i] for i in letter_order(item)))

@@ -100,10 +100,11 @@ def check_first_load(
 ) -> None:
     "Remember a first load, compare a later one with it; raises `IntegrityError` that says which items differ."
     try: first = json.loads(file.read_bytes()) if file.is_file() else None
-    except ValueError: raise IntegrityError(f"{file} is damaged; delete it. The next load counts as the first.") from None
+    except ValueError:
+        raise IntegrityError(f"{file} is damaged; delete it. The next load counts as the first.") from None
     if first is None: write_atomic(file, json.dumps({"item_set_hash": found, "items": digests}))
     elif first["item_set_hash"] != found:
-        raise IntegrityError(f"{what} is not what it was when it was first loaded: {_changes(first['items'], digests)}. "
+        raise IntegrityError(f"{what} is not what it was at its first load: {_changes(first['items'], digests)}. "
                              "If that is wanted, raise its version (version = 2 in its section of settings.ini); "
                              "runs of the old version stay as they are.")
 

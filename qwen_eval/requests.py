@@ -301,7 +301,8 @@ def build_requests(
     "Requests for an engine, with at most the budget that the context leaves; `ConfigError` for what cannot work."
     n_shot = _checked_n_shot(pool, benchmark, variant, tokenizer, protocol, system)
     if variant.chat and tokenizer is not None: render_chat(tokenizer, as_messages(Block(question="?"), system=system))
-    build, shots_of, known = _told(prompts.get(variant.prompt), variant), _shots(pool, variant, n_shot, protocol.seed), {}
+    build, known = _told(prompts.get(variant.prompt), variant), {}
+    shots_of = _shots(pool, variant, n_shot, protocol.seed)
     sampling = protocol.sampling if variant.mode == "generate" else Sampling()
 
     def stream():

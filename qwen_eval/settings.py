@@ -30,8 +30,8 @@ SECTION_KEYS = {kind: tuple(keys.split()) for kind, keys in {
               "cpu_max_num_batched_tokens cpu_kv_gib notes",
     "protocol": f"like {_SAMPLING} thinking epochs_many many_items",
     "benchmark": "like kind title path hub config revision split shot_split n_shot shots stop variant task prompt "
-                 "extract score metric question answer choices item_id stratum cluster solution tests entry_point extra "
-                 "answer_key version licence notes",
+                 "extract score metric question answer choices item_id stratum cluster solution tests entry_point "
+                 "extra answer_key version licence notes",
     "study": f"models checkpoints adapter chat_template system model_variant benchmarks presets protocol limit "
              f"{_SAMPLING} allow_specimens allow_unsafe_code engine notes"}.items()}
 

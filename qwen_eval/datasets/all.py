@@ -63,7 +63,8 @@ def custom_benchmark(
     for k in columns:
         if k not in COLUMNS: raise UnknownNameError(f"field of {id}", k, [*COLUMNS, *names])
     values = {"path": str(path), "kind": kind, **columns, **more}
-    own = declare(Own, check_name("benchmark", id), {k: v for k, v in values.items() if v is not None}, f"benchmark.{id}")
+    values = {k: v for k, v in values.items() if v is not None}
+    own = declare(Own, check_name("benchmark", id), values, f"benchmark.{id}")
     return own_benchmark(own, benchmark(like) if like else None, Path.cwd())
 
 # %% ../../nbs/29_datasets.all.ipynb #c14

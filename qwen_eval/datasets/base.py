@@ -347,5 +347,5 @@ def load(
     if allow_specimens and source is None and not bare: return _specimen(benchmark, known, settings)
     if bare: raise ConfigError(f"{benchmark.id} cannot be loaded. {' | '.join(why)}. Correct its path or hub id.")
     raise ConfigError(f"No source has the items of {benchmark.id}. {' | '.join(why)} | What to do: name a folder that "
-                      f"holds {benchmark.data_id}.jsonl.gz in QWEN_EVAL_DATA (rows in the schema of the hub), or allow the "
-                      "few hand-written specimens (--allow-specimens).")
+                      f"holds {benchmark.data_id}.jsonl.gz in QWEN_EVAL_DATA (rows in the schema of the hub), or allow "
+                      "the few hand-written specimens (--allow-specimens).")

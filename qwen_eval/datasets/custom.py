@@ -110,7 +110,7 @@ def own_benchmark(
                                              "benchmark that it is like.")
     if not (own.path or own.hub or like): raise ConfigError(f"{where} names no rows: give a path, or a hub id.")
     for key in ("split", "shot_split"):
-        if (named := getattr(own, key)) and named not in SPLITS: raise UnknownNameError(f"{key} in {where}", named, SPLITS)
+        if (said := getattr(own, key)) and said not in SPLITS: raise UnknownNameError(f"{key} in {where}", said, SPLITS)
     if own.answer_key not in ("auto", *READINGS):
         raise UnknownNameError(f"answer_key in {where}", own.answer_key, ("auto", *READINGS))
     data = "" if not like or (like.own and not like.data_of) else like.data_id
@@ -131,7 +131,7 @@ def _of_kind(id, kind):
                      variants=variants, default_variant={"chat": names[0], "base": names[-1]}, metric="")
 
 def _changed(base, own, where):
-    "Variants with what the declaration replaces; names of functions only where an answer is generated, or in `variant`."
+    "Variants with what the declaration replaces; functions only where an answer is generated, or in `variant`."
     if own.variant and own.variant not in base.variants:
         raise UnknownNameError(f"variant in {where}", own.variant, base.variants)
     if own.n_shot is not None and own.n_shot < 0: raise ConfigError(f"{where} n_shot is {own.n_shot}; it is 0 or more.")
@@ -140,7 +140,8 @@ def _changed(base, own, where):
     named = {k: v for k in ("prompt", "extract", "score", "metric") if (v := getattr(own, k))}
     if own.stop: named["stop"] = tuple(s.replace("\\n", "\n").replace("\\t", "\t") for s in own.stop)
     meant = {own.variant} if own.variant else {k for k, v in base.variants.items() if v.mode == "generate"}
-    return {k: replace(v, **every, **(named if k in (meant or base.variants) else {})) for k, v in base.variants.items()}
+    meant = meant or {*base.variants}
+    return {k: replace(v, **every, **(named if k in meant else {})) for k, v in base.variants.items()}
 
 SHOTS = ("seeded", "first", "stratum")
 

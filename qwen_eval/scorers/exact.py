@@ -26,7 +26,8 @@ def normal_text(
     return plain.strip(_AROUND) or plain
 
 # %% ../../nbs/54_scorers.exact.ipynb #c07
-_SAID = re.compile(r"\b(?:answer|conclusion|result)\b(?: (?:is|was|would be)\b|[\s*_]{0,4}[:：=])[\s*_]{0,4}([^\n]+)", re.I)
+_SAID = re.compile(r"\b(?:answer|conclusion|result)\b(?: (?:is|was|would be)\b|[\s*_]{0,4}[:：=])"
+                   r"[\s*_]{0,4}([^\n]+)", re.I)
 
 @extractors.register("short-answer")
 def short_answer(
