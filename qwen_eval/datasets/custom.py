@@ -272,9 +272,11 @@ def _filled(text):
     if text: return text
     raise IntegrityError("answer is empty")
 
-def _free(row, columns, _):
+def _free(row, columns, compared):
     name = columns.get("answer", [""])[0]
-    return _accepted(row, columns, _) if row.get(name) not in (None, "") else {"target": None}
+    if row.get(name) not in (None, ""): return _accepted(row, columns, "")
+    if not compared: return {"target": None}
+    raise IntegrityError(f"answer is missing, and the scorer {compared!r} compares with it")
 
 # %% ../../nbs/26_datasets.custom.ipynb #c19
 def _program(row, columns, _):
@@ -304,7 +306,8 @@ def own_rows(
 ) -> Callable[[dict[str, Any], str], Item]: # A row function
     "How the rows of this file become items; raises `UnknownNameError` for a column, `ConfigError` for unclear answers."
     columns = _columns(benchmark, table, kind, where)
-    reading = _reading(benchmark, table, columns, where) if kind == "choice" and columns else ""
+    scores = {v.score for v in benchmark.variants.values()} & {"token-f1", "exact-text"}
+    reading = _reading(benchmark, table, columns, where) if kind == "choice" and columns else min(scores, default="")
 
     def build(row, default_id):
         facts = _ITEMS[kind](row, columns, reading)
