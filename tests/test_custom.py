@@ -25,13 +25,15 @@ ROWS = {
                {"question": "Which hums?", "choices": ["a bee", "an owl", "a fish"], "answer": "A"},
                {"question": "Which swims?", "choices": ["a bee", "an owl", "a fish"], "answer": "C"}],
     "number": [{"question": "Legs of 2 bees?", "answer": 12}, {"question": "Of 1,000?", "answer": "6,000"}],
-    "expression": [{"question": "Expand (x+1)^2.", "answer": "x^2+2x+1"}, {"question": "Half?", "answer": "\\frac{1}{2}"}],
+    "expression": [{"question": "Expand (x+1)^2.", "answer": "x^2+2x+1"},
+                   {"question": "Half?", "answer": "\\frac{1}{2}"}],
     "code": [{"question": "Double a number.", "tests": ["assert double(2) == 4"], "entry_point": "double",
               "answer": "def double(x): return 2 * x"},
              {"question": "def triple(x):\n", "tests": "def check(f):\n    assert f(2) == 6", "entry_point": "triple",
               "answer": "    return 3 * x"}],
     "exact": [{"question": "What hoots?", "answer": ["owls", "an owl"]}, {"question": "What hums?", "answer": "bees"}],
-    "free": [{"question": "Say what owls do.", "answer": "They hoot at night."}, {"question": "Say hello.", "answer": ["Hello!", "Good day."]}],
+    "free": [{"question": "Say what owls do.", "answer": "They hoot at night."},
+             {"question": "Say hello.", "answer": ["Hello!", "Good day."]}],
 }
 
 
@@ -100,7 +102,7 @@ def test_every_kind_is_asked_scored_and_scored_again(lab, kind):
 
 def test_an_answer_without_a_reference_needs_a_scorer_that_wants_none(lab):
     write(lab / "open.jsonl", [{"question": "Say hello."}])
-    with pytest.raises(IntegrityError, match="row 1 .*answer is missing, and the scorer 'token-f1' compares"):
+    with pytest.raises(IntegrityError, match=r"row 1 .*answer is missing, and the scorer 'token-f1' compares"):
         load(custom_benchmark("open", "open.jsonl", "free"))
     judged = custom_benchmark("open", "open.jsonl", "free", score="by-hand")
     assert gold_check(judged, load(judged).items).note == "no gold known for the scorer 'by-hand'"
@@ -115,8 +117,8 @@ def test_python_and_settings_say_the_same(lab):
         for n, r in enumerate(ROWS["choice"]):
             w.writerow([n, r["question"], *(r["choices"] + [""])[:3], r["answer"], "zoo", "think"])
     sheet = custom_benchmark("sheet", "sheet.csv", "choice", n_shot=0, task="One letter.", fields={
-        "id": "nr", "question": "Hint: {hint}. {ask}", "choices": ["a", "b", "c"], "target": "right", "stratum": "topic",
-        "extra": ["hint"]})
+        "id": "nr", "question": "Hint: {hint}. {ask}", "choices": ["a", "b", "c"], "target": "right",
+        "stratum": "topic", "extra": ["hint"]})
     items = load(sheet).items
     assert [(i.id, i.target, i.choices, i.stratum, i.extra) for i in items] == [
         (str(n), ord(r["answer"]) - 65, tuple(r["choices"]), "zoo", {"hint": "think"})
@@ -178,10 +180,25 @@ def test_every_bad_row_is_named_by_row_and_line(lab):
     write(lab / "many.jsonl", [{"question": "?", "answer": None}] * 25)
     with pytest.raises(IntegrityError, match=r"25 rows cannot be used: row 1 .*row 10 .*; and 15 more\. "):
         load(custom_benchmark("many", "many.jsonl", "exact"))
-    (lab / "lines.jsonl").write_bytes(b'{"question": "a", "answer": 1}\n{"question": \n[1]\n{"questoin": "b", "answer": "c"}\n')
-    with pytest.raises(IntegrityError, match=r"row 2 \(line 2\): it is no JSON object.*row 3 .*array.*row 4 .*'question' is"
-                                             r" missing; .* Did you mean 'questoin'\?"):
+    (lab / "lines.jsonl").write_text('{"question": "a", "answer": 1}\n{"question": \n[1]\n'
+                                     '{"questoin": "b", "answer": "c"}\n')
+    with pytest.raises(IntegrityError, match=r"row 2 \(line 2\): it is no JSON object.*row 3 .*array.*row 4 .*'question' "
+                                             r"is missing; .* Did you mean 'questoin'\?"):
         load(custom_benchmark("lines", "lines.jsonl", "exact"))
+
+
+@pytest.mark.parametrize(("key", "answers", "targets"), [
+    ("auto", ["A", "c)", "(B)"], [0, 2, 1]), ("auto", [0, 2, 1], [0, 2, 1]), ("auto", ["1", "3", "2"], [0, 2, 1]),
+    ("auto", ["red", "blue ", "green"], [0, 2, 1]), ("number", [1, 2, 1], [0, 1, 0]), ("index", [1, 2, 1], [1, 2, 1]),
+    ("auto", [1, 2, 1], "can be read as index and as number"), ("auto", ["A", "B", "D"], "row 3 .*'D' is, as letter"),
+    ("text", ["A", "red", "red"], "row 1 .*'A' is, as text"), ("auto", ["0", "1", "x"], "'x' is, as index"),
+])
+def test_what_the_answer_of_a_choice_means(lab, key, answers, targets):
+    rows = [{"question": f"{n}?", "choices": ["red", "green", "blue"], "answer": a} for n, a in enumerate(answers)]
+    mine = custom_benchmark("keys", write(lab / "keys.jsonl", rows), "choice", answer_key=key)
+    if isinstance(targets, list): assert [i.target for i in load(mine).items] == targets
+    else:
+        with pytest.raises((ConfigError, IntegrityError), match=targets): load(mine)
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -216,7 +233,8 @@ def test_sections_are_checked_like_all_others(lab):
                           ("[benchmark.a b]\nkind = exact\n", "cannot name a benchmark")):
         (lab / "other.ini").write_text(text)
         with pytest.raises(QwenEvalError, match=message): read_settings(lab / "other.ini")
-    for text, message in (("[benchmark.x]\npath = a.csv\n", "says no kind"), ("[benchmark.y]\nkind = exact\n", "no rows"),
+    for text, message in (("[benchmark.x]\npath = a.csv\n", "says no kind"),
+                          ("[benchmark.y]\nkind = exact\n", "no rows"),
                           ("[benchmark.gsm8k]\nkind = exact\npath = a.csv\n", "registered already"),
                           ("[benchmark.z]\nlike = gsm8\n", "Did you mean 'gsm8k'")):
         before = (lab / "settings.ini").read_text()
@@ -229,12 +247,14 @@ def test_sections_are_checked_like_all_others(lab):
 
 def test_like_asks_the_same_data_in_another_way(lab, monkeypatch):
     declare(lab, "[benchmark.short]\nlike = gsm8k\nn_shot = 2\nvariant = fewshot\n"
-                 "[benchmark.mine]\nlike = gsm8k\npath = data/number.jsonl\nquestion = question\ntask = Say a number.\n")
+                 "[benchmark.mine]\nlike = gsm8k\npath = data/number.jsonl\nquestion = question\n"
+                 "task = Say a number.\n")
     short, ours = load(benchmark("short"), "specimen"), load(benchmark("gsm8k"), "specimen")
     assert short.item_set_hash == ours.item_set_hash and short.verified == "verified" and short.marks == ("specimen",)
     assert benchmark("short").variant()[1].n_shot == 2
     mine = load(benchmark("mine"))
-    assert [i.target for i in mine.items] == ["12", "6,000"] and benchmark("mine").variants["cot"].task == "Say a number."
+    assert [i.target for i in mine.items] == ["12", "6,000"]
+    assert benchmark("mine").variants["cot"].task == "Say a number."
     assert gold_check(benchmark("mine"), mine.items).ok
 
 
@@ -252,7 +272,8 @@ def test_a_changed_file_says_what_differs_and_a_raised_version_accepts_it(lab):
     first = load(benchmark("my_exact")).item_set_hash
     rows = [{**ROWS["exact"][0], "answer": "no"}, ROWS["exact"][1], {"question": "New?", "answer": "yes"}]
     write(lab / "data/exact.jsonl", rows)
-    with pytest.raises(IntegrityError, match=r"1 item changed \(my_exact/test/0\); 1 item new \(my_exact/test/2\).*version"):
+    said = r"1 item changed \(my_exact/test/0\); 1 item new \(my_exact/test/2\).*version"
+    with pytest.raises(IntegrityError, match=said):
         load(benchmark("my_exact"))
     text = (lab / "settings.ini").read_text().replace("[benchmark.my_exact]\n", "[benchmark.my_exact]\nversion = 2\n")
     (lab / "settings.ini").write_text(text)
@@ -276,7 +297,8 @@ def test_what_is_declared_in_python_can_be_rescored_in_another_process(lab):
     run = evaluate("smollm2_135m", mine, engine=ReplayEngine(gold(mine, found)), answer_tok=8, progress=False)
     other = evaluate("smollm2_135m", mine, engine="fake", answer_tok=8, progress=False)
     assert "python_only" not in benchmarks()
-    assert rescore(run.id, progress=False).scores.value.mean() == 1 == rescore(run.id, benchmark=mine).scores.value.mean()
+    for again in (rescore(run.id, progress=False), rescore(run.id, benchmark=mine)):
+        assert again.scores.value.mean() == 1
     assert items_of(run.manifest).items == found and set(run.items().question) == {i.question for i in found}
     assert diff_runs(other.id, run.id)["counts"]
     (lab / "data/choice.jsonl").rename(lab / "moved.jsonl")
