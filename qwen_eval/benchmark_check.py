@@ -153,7 +153,8 @@ def check_benchmark(
 ) -> dict[str, Any]: # `ok`, `problems`, `bad_rows`, `stats`, `duplicates`, `prompts`, `gold`
     "What can be known of a benchmark before it is asked; raises `QwenEvalError` where it cannot be loaded at all."
     b = find_benchmark(benchmark)
-    item_set, bad = (item_set, []) if item_set else _loaded(b, allow_specimens)
+    remember = isinstance(benchmark, str) # a file that nobody declared may change from one check to the next
+    item_set, bad = (item_set, []) if item_set else _loaded(b, allow_specimens, remember)
     report = {"benchmark": b.id, "ok": False, "problems": [], "bad_rows": bad, "stats": None, "duplicates": None,
               "prompts": None, "gold": None}
     if item_set.items:
@@ -164,13 +165,13 @@ def check_benchmark(
     report["problems"] = [*_problems(report)]
     return report | {"ok": not report["problems"]}
 
-def _loaded(b, allow_specimens):
+def _loaded(b, allow_specimens, remember):
     "(the item set, what is wrong with rows)"
     path = next((s.path for s in b.sources if s.path), None)
     if not path: return load(b, allow_specimens=allow_specimens), []
     if not Path(path).is_file(): raise ConfigError(f"{path}, the path of {b.id}, is no file; correct it.")
     items, pool, bad = sort_rows(scan_rows(path), b, Path(path).name)
-    if not bad and items: return load(b), []
+    if not bad and items and remember: return load(b), []
     if not (bad or items): raise IntegrityError(f"{path} has no row of the split {b.split!r}.")
     return ItemSet(benchmark_id=b.id, items=items, pool=pool, source=f"file:{Path(path).name}", verified="unverified",
                    item_set_hash=item_set_hash(items, pool)), bad

@@ -143,6 +143,7 @@ def gold_check(
     return GoldCheck(**facts, n_gold=len(made), n_right=len(made) - len(failed), failed=failed,
                      **_wrong(made, v, options, rng))
 
+# %% ../nbs/76_goldcheck.ipynb #c18
 def _by_id(scores: Iterable[Score]): return {s.item_id: s for s in scores}
 
 def _wrong(made, v, options, rng):

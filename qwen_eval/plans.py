@@ -171,15 +171,6 @@ def _check_wish(limit, runs, system):
         raise ConfigError(f"the system text is not Unicode at character {e.start + 1}; correct it.") from None
     return writable(expand(runs).resolve() if runs else settings().runs, "Runs")
 
-def _check_names(benchmark, variant):
-    "A lab names functions in its settings; a wrong name is said before anything is asked."
-    hint = f"It is named in the benchmark {benchmark.id}."
-    prompts.get(variant.prompt, hint)
-    metrics.get(variant.metric, hint)
-    if variant.extract: extractors.get(variant.extract, hint)
-    if variant.score not in scorers and variant.score not in batch_scorers:
-        raise UnknownNameError("scorer", variant.score, [*scorers.names(), *batch_scorers.names()], hint)
-
 def _given(values): return {k: x for k, x in values.items() if x is not None}
 
 def _say(x): # for the manifest: an id, a path from the root, or the kind of thing it is
@@ -203,6 +194,17 @@ def _dressed(tokenizer, model):
     tokenizer = copy(tokenizer)
     tokenizer.chat_template = model.chat_template
     return tokenizer
+
+# %% ../nbs/68_plans.ipynb #c23
+def _way(benchmark, name, model_variant):
+    "(name, Variant); where a lab named functions in its settings, a wrong name is said before anything is asked."
+    name, v = benchmark.variant(name, model_variant)
+    if not benchmark.own: return name, v
+    hint = f"It is named in the benchmark {benchmark.id}."
+    prompts.get(v.prompt, hint), metrics.get(v.metric, hint)
+    if v.extract: extractors.get(v.extract, hint)
+    if v.score in scorers or v.score in batch_scorers: return name, v
+    raise UnknownNameError("scorer", v.score, [*scorers.names(), *batch_scorers.names()], hint)
 
 # %% ../nbs/68_plans.ipynb #c11
 def plan_run(
@@ -234,8 +236,7 @@ def plan_run(
     m = find_model(model, **_given({"adapter": adapter, "chat_template": chat_template, "variant": model_variant}))
     p = find_protocol(protocol, **overrides, **_given({"n_shot": n_shot, "seed": seed}))
     b, ps, folder, m = find_benchmark(benchmark), find_preset(preset), _check_wish(limit, runs, system), describe(m)
-    name, v = b.variant(variant or p.variant, m.variant)
-    if b.own: _check_names(b, v)
+    name, v = _way(b, variant or p.variant, m.variant)
     system = m.system if system is None and v.chat else system
     check_protocol(p, m, v.mode, answer=v.answer)
     fake = engine_name(engine) in FAKES

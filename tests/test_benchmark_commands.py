@@ -97,6 +97,8 @@ def test_check_says_what_is_wrong_with_a_file(lab):
     (lab / "again.ini").write_text(before + section)
     from qwen_eval.settings import read_settings
     assert read_settings(lab / "again.ini").declared["benchmark"]["zoo"]["choices"] == "a,b,c"
+    (lab / "zoo.csv").write_text(ZOO.replace("a spider", "an ant"))
+    assert told("check", "zoo.csv", *FIELDS)["ok"], "a file that nobody declared is remembered"
     (lab / "zoo.csv").write_text(ZOO + ",a,b,,A,x\n" * 12 + "Why?,a,b,,D,x\n")
     bad = told("check", "zoo.csv", *FIELDS, status=1)
     assert len(bad["bad_rows"]) == 13 and bad["stats"]["n_items"] == 3 and bad["problems"] == ["13 rows cannot be used"]
