@@ -106,6 +106,22 @@ def test_check_says_what_is_wrong_with_a_file(lab):
     assert "row 4 (line 5): the question is empty" in text and "and 3 more; --json lists all" in text
 
 
+def test_check_finds_questions_that_are_examples(lab):
+    rows = [{"question": q, "answer": "bees", "split": s} for q, s in (("What hums?", "test"), ("what HUMS", "train"))]
+    (lab / "shown.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with open(lab / "settings.ini", "a") as f:
+        f.write("[benchmark.shown]\nkind = exact\npath = shown.jsonl\nshot_split = train\n")
+    found = told("check", "shown", status=1)
+    assert found["problems"] == ["1 items are among the examples too"]
+
+
+def test_a_run_on_a_bad_file_ends_before_it_starts(lab):
+    (lab / "zoo.csv").write_text(ZOO + ",a,b,,A,x\nWhy?,a,b,,D,x\n")
+    done = CliRunner().invoke(app, ["run", "smollm2_135m", "--benchmarks", "zoo"])
+    assert done.exit_code == 2 and "2 rows cannot be used: row 4 (line 5): the question is empty; row 5" in done.stderr
+    assert "qwen-eval benchmarks check zoo lists all" in done.stderr and not list(lab.glob("runs/*/*"))
+
+
 def test_check_counts_tokens_of_a_real_tokenizer(lab, monkeypatch):
     from qwen_eval.requests import ByteTokenizer
     monkeypatch.setattr("qwen_eval.weights.tokenizer", lambda _: ByteTokenizer())
@@ -183,7 +199,8 @@ def test_fetch_without_a_hub_says_so(lab, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     text = ask("fetch", "gsm8k", status=1)
-    assert "fetched. hub: http://127.0.0.1:9 cannot be reached for openai/gsm8k" in text and "failed" in text and "MIT" in text
+    assert "fetched. hub: http://127.0.0.1:9 cannot be reached for openai/gsm8k" in text
+    assert "failed" in text and "MIT" in text
     assert "there is nothing to fetch" in told("fetch", "zoo", status=1)[0]["why"]
 
 
