@@ -185,7 +185,7 @@ def _problems(report, own):
         yield (f"{n} prompt{'s leave' if n > 1 else ' leaves'} less than the budget of {p['budget']} tokens in the "
                f"context of {p['context']}, such as {', '.join(p['short'][:3])}")
     if (g := report["gold"]) and not g["ok"]: yield g["said"]
-    if own and (shown := report["duplicates"]["in_pool"]): yield f"{len(shown)} items are among the examples too"
+    if own and (shown := report["duplicates"]["in_pool"]): yield f"examples hold the items {', '.join(shown[:5])}"
 
 # %% ../nbs/78_benchmark_check.ipynb #c20
 def report_text(

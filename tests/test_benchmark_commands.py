@@ -112,7 +112,7 @@ def test_check_finds_questions_that_are_examples(lab):
     with open(lab / "settings.ini", "a") as f:
         f.write("[benchmark.shown]\nkind = exact\npath = shown.jsonl\nshot_split = train\n")
     found = told("check", "shown", status=1)
-    assert found["problems"] == ["1 items are among the examples too"]
+    assert found["problems"] == ["examples hold the items shown/test/0"]
 
 
 def test_a_run_on_a_bad_file_ends_before_it_starts(lab):
