@@ -13,9 +13,9 @@ __version__ = "0.1.0"
 _LAZY = {
     "evaluate": "evaluation", "rescore": "evaluation", "score_outputs": "outputs", "Run": "runs", "open_run": "runs",
     "list_runs": "runs", "run_table": "tables", "model": "models", "preset": "presets", "protocol": "protocols",
-    "benchmark": "datasets.all", "benchmarks": "datasets.all", "series": "checkpoints", "diff_runs": "diffs",
-    "verify_run": "verification", "export_run": "archives", "import_run": "archives",
-    "paired_difference": "stats.paired",
+    "benchmark": "datasets.all", "benchmarks": "datasets.all", "custom_benchmark": "datasets.all",
+    "register_benchmark": "datasets.all", "series": "checkpoints", "diff_runs": "diffs", "verify_run": "verification",
+    "export_run": "archives", "import_run": "archives", "paired_difference": "stats.paired",
 }
 
 def __getattr__(name):

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 import typer
+from .benchmark_commands import benchmarks
 from .console import (LOOK, Edge, JsonFlag, ModelName, PresetName, ProtocolName, RunName, UnsafeFlag, group,
                                say, table, words)
 from .errors import ConfigError
@@ -63,7 +64,8 @@ def _catalogue(kind):
 
     app.add_typer(these, name=kind)
 
-for _kind in ("models", "presets", "protocols", "benchmarks"): _catalogue(_kind)
+for _kind in ("models", "presets", "protocols"): _catalogue(_kind)
+app.add_typer(benchmarks, name="benchmarks")
 
 # %% ../nbs/90_cli.ipynb #c07
 @app.command("fit")

@@ -136,7 +136,7 @@ def _token():
     return Check(what="hub token", state="ok", found="set" if there else "not set; only gated models need one")
 
 def _data():
-    folder, known = settings().data, benchmarks().names()
+    folder, known = settings().data, [b.id for b in benchmarks() if not b.own]
     advice = "Name a folder of benchmark files in QWEN_EVAL_DATA or [paths] data; else the hub and PyPI are asked."
     if folder is None:
         more = " Without any of these, --allow-specimens tries a command on hand-written items."

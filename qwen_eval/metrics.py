@@ -73,6 +73,7 @@ metrics.add("mc2", Metric(id="mc2", column="mc2", label="MC2", kind="bounded"))
 for _id, _label in (("prefix_share", "Share continued word by word"), ("rouge_l", "ROUGE-L recall")):
     metrics.add(_id, Metric(id=_id, column=_id, label=_label, kind="bounded"))
 metrics.add("bleu4", Metric(id="bleu4", column="value", label="Smoothed BLEU-4", kind="bounded"))
+metrics.add("token_f1", Metric(id="token_f1", column="token_f1", label="Shared words, F1", kind="bounded"))
 
 metrics.add("acc_macro", Metric(id="acc_macro", column="acc", label="Accuracy, mean of the parts", weights="equal",
                                 estimand="mean over the parts of the benchmark, each counted the same"))

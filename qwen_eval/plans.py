@@ -20,15 +20,19 @@ from .datasets.declared import Benchmark, Variant, declaration
 from .engines.all import default_engine, engines
 from .engines.base import Engine, EngineInfo
 from .errors import ConfigError, ContextOverflow, UnknownNameError
+from .extract import extractors
 from .fetch import writable
 from .hardware import Device, detect
 from .loadable import check_loadable
+from .metrics import metrics
 from .models import Model, model as find_model, read_json
 from .presets import Preset, engine_args, preset as find_preset
+from .prompts import prompts
 from .protocols import (Protocol, check_protocol, max_model_len, n_epochs, protocol as find_protocol,
                                  vendor_protocol)
 from .records import Item, Request
 from .requests import ByteTokenizer, build_requests, output_budget
+from .scorers.text import batch_scorers, scorers
 from .settings import expand, settings
 from .store import run_id
 from .weights import Located, describe, generation_config, locate, template_hash, tokenizer as load_tokenizer
@@ -191,6 +195,17 @@ def _dressed(tokenizer, model):
     tokenizer.chat_template = model.chat_template
     return tokenizer
 
+# %% ../nbs/68_plans.ipynb #c23
+def _way(benchmark, name, model):
+    "(name, Variant); where a lab named functions in its settings, a wrong name is said before anything is asked."
+    name, v = benchmark.variant(name, model.variant, model.tool_format)
+    if not benchmark.own: return name, v
+    hint = f"It is named in the benchmark {benchmark.id}."
+    prompts.get(v.prompt, hint), metrics.get(v.metric, hint)
+    if v.extract: extractors.get(v.extract, hint)
+    if v.score in scorers or v.score in batch_scorers: return name, v
+    raise UnknownNameError("scorer", v.score, [*scorers.names(), *batch_scorers.names()], hint)
+
 # %% ../nbs/68_plans.ipynb #c11
 def plan_run(
     model: str | Path | Model, # A registered name, a checkpoint folder, a hub id (org/name@revision), or a `Model`
@@ -221,7 +236,7 @@ def plan_run(
     m = find_model(model, **_given({"adapter": adapter, "chat_template": chat_template, "variant": model_variant}))
     p = find_protocol(protocol, **overrides, **_given({"n_shot": n_shot, "seed": seed}))
     b, ps, folder, m = find_benchmark(benchmark), find_preset(preset), _check_wish(limit, runs, system), describe(m)
-    name, v = b.variant(variant or p.variant, m.variant, m.tool_format)
+    name, v = _way(b, variant or p.variant, m)
     system = m.system if system is None and v.chat else system
     check_protocol(p, m, v.mode, answer=v.answer)
     fake = engine_name(engine) in FAKES

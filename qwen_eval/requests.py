@@ -259,6 +259,11 @@ def _shots(pool, variant, n_shot, seed):
     if variant.shots != "stratum": return lambda item: choose_shots(item, ranked, n_shot)
     return lambda item: choose_shots(item, [p for p in ranked if p.stratum == item.stratum], n_shot)
 
+def _told(variant):
+    "The builder, with the variant's instruction in place of its own."
+    build, part = prompts.get(variant.prompt), "task" if variant.chat else "head"
+    return (lambda item: replace(build(item), **{part: variant.task})) if variant.task else build
+
 def _label_ids(tokenizer, text, labels, chat, beside):
     try: return label_tokens(tokenizer, text, labels, chat) if labels else ()
     except ConfigError:
@@ -296,7 +301,7 @@ def build_requests(
     "Requests for an engine, with at most the budget that the context leaves; `ConfigError` for what cannot work."
     n_shot = _checked_n_shot(pool, benchmark, variant, tokenizer, protocol, system)
     if variant.chat and tokenizer is not None: render_chat(tokenizer, as_messages(Block(question="?"), system=system))
-    build, shots_of, known = prompts.get(variant.prompt), _shots(pool, variant, n_shot, protocol.seed), {}
+    build, shots_of, known = _told(variant), _shots(pool, variant, n_shot, protocol.seed), {}
     sampling = protocol.sampling if variant.mode == "generate" else Sampling()
 
     def stream():

@@ -17,7 +17,7 @@ from typing import Any
 from .errors import ConfigError, UnknownNameError
 
 # %% ../nbs/02_settings.ipynb #c05
-SECTION_KINDS = ("model", "preset", "protocol", "study")
+SECTION_KINDS = ("model", "preset", "protocol", "benchmark", "study")
 
 _SAMPLING = ("temperature top_p top_k repetition_penalty thinking_tok answer_tok code_answer_tok epochs n_shot "
              "variant seed")
@@ -29,6 +29,9 @@ SECTION_KEYS = {kind: tuple(keys.split()) for kind, keys in {
               "cuda_graphs bound_kv_cache kv_cache_dtype allow_uncalibrated_fp8 tensor_parallel_size cpu_max_num_seqs "
               "cpu_max_num_batched_tokens cpu_kv_gib notes",
     "protocol": f"like {_SAMPLING} thinking epochs_many many_items",
+    "benchmark": "like kind title path hub config revision split shot_split n_shot shots stop variant task prompt "
+                 "extract score metric question answer choices item_id stratum cluster solution tests entry_point "
+                 "extra answer_key version licence notes",
     "study": f"models checkpoints adapter chat_template system model_variant benchmarks presets protocol limit "
              f"{_SAMPLING} allow_specimens allow_unsafe_code engine notes"}.items()}
 

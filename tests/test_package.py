@@ -28,10 +28,12 @@ def test_unknown_name():
 def test_section_keys_are_those_of_the_records():
     from dataclasses import fields
 
+    from qwen_eval.datasets.custom import Own
     from qwen_eval.models import Model
     from qwen_eval.presets import Preset
     from qwen_eval.protocols import Protocol
     from qwen_eval.settings import SECTION_KEYS
     from qwen_eval.studies import Study
-    for kind, record in {"model": Model, "preset": Preset, "protocol": Protocol, "study": Study}.items():
+    for kind, record in {"model": Model, "preset": Preset, "protocol": Protocol, "benchmark": Own,
+                         "study": Study}.items():
         assert set(SECTION_KEYS[kind]) - {"like"} == {f.name for f in fields(record)} - {"id"}, kind

@@ -24,6 +24,7 @@ class Source:
     version: str = "" # Exact version
     member: str = "" # Path inside the wheel; of a file its stem, where that is not the benchmark's id
     join: str = "" # Function that makes rows of several members, by its name in `joins`; the registry lists them
+    path: str = "" # Where a lab's own file lies, in full; empty: the folder of benchmarks, by the benchmark's name
 
     def __str__(self):
         if self.kind == "hub": return f"hub:{self.hub_id}" + (f"@{self.revision}" if self.revision else "")
@@ -46,6 +47,7 @@ class Variant:
     answer: Literal["text", "code"] = "text" # Which answer budget of the protocol applies
     shots: Literal["seeded", "first", "stratum"] = "seeded" # Examples: drawn, the pool's first, or those of the stratum
     shot_ids: tuple[str, ...] = () # Ids of the examples, where the authors name them
+    task: str = "" # Instruction in place of the prompt builder's; before the examples where there is no chat
 
 # %% ../../nbs/19_datasets.declared.ipynb #c11
 _FIRST = ("prompt", "mode", "chat", "score", "metric", "extract", "n_shot", "shot_turns", "stop", "labels_beside",
@@ -82,6 +84,14 @@ class Benchmark:
     strata: str = "" # What `Item.stratum` holds, such as "subject"; empty where items are not divided
     clusters: str = "" # What `Item.cluster` holds; empty where items are independent
     tool_variants: dict[str, str] = field(default_factory=dict) # For chat models with tools: format -> variant
+    own: bool = False # A lab's own data, of which no registry knows a hash
+    data_of: str = "" # Benchmark whose data these are; empty: its own
+    columns: dict[str, str] = field(default_factory=dict) # Part of an item -> column, where names do not say it
+
+    @property
+    def data_id(self) -> str: # Name of its file, and of its entry in the registry of sources
+        "The benchmark whose data these are."
+        return self.data_of or self.id
 
     def source(
         self,
