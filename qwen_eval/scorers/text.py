@@ -42,7 +42,8 @@ def _not_asked(completion): # for want of context
 scorers = Registry("scorer")
 
 # %% ../../nbs/51_scorers.text.ipynb #c10
-batch_scorers = Registry("batch scorer", rooms=("qwen_eval.scorers.code", "qwen_eval.scorers.math"))
+batch_scorers = Registry("batch scorer", rooms=("qwen_eval.scorers.code", "qwen_eval.scorers.math",
+                                                "qwen_eval.scorers.oracle"))
 
 # %% ../../nbs/51_scorers.text.ipynb #c11
 def scorer(
