@@ -11,7 +11,7 @@ from .extract import extractors
 from .records import Item
 
 # %% ../nbs/51_extract_published.ipynb #c04
-_STEPS = (re.compile(r"answer is \(?([A-J])\)?"), re.compile(r"[aA]nswer:\s*([A-J])"), re.compile(r"\b[A-J]\b"))
+_STEPS = (re.compile(r"answer is \(?([A-J])\)?"), re.compile(r"[aA]nswer:\s*(?=([A-J]))"), re.compile(r"\b[A-J]\b"))
 
 def mmlu_pro_letter(
     text: str, # The answer of a model
@@ -20,9 +20,8 @@ def mmlu_pro_letter(
     "The letter that the authors of MMLU-Pro read."
     if found := _STEPS[0].search(text): return found[1]
     if steps > 1 and (found := _STEPS[1].search(text)):
-        end = text.find("\n", found.end())
-        line = text[found.start():len(text) if end < 0 else end]
-        return _STEPS[1].findall(line)[-1]
+        end = text.find("\n", found.start())
+        return [m[1] for m in _STEPS[1].finditer(text) if end < 0 or m.start() < end][-1]
     return (_STEPS[2].findall(text) or [None])[-1] if steps > 2 else None
 
 @extractors.register("mmlu-pro")
