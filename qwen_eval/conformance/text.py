@@ -147,10 +147,20 @@ def _pairs(rows, name, where):
             gold, said = (r["gold"], r["pred"]) if "gold" in r else (r["a"], f"\\boxed{{{r['b']}}}")
             equal, read[k], why = worker.ask(gold, said, bool(r.get("allow_set_relation_comp")))
             theirs[k], ours[k] = float(r["expected"] if "expected" in r else r["result"]), float(equal)
-            read[k] = why or f"read {read[k]!r}"
+            read[k] = why or (_AS_SETS if _members(r) and equal else f"ours reads {read[k]!r}")
     finally: worker.close()
     return compare(f"math_equivalence/{name}", "math_equivalence", where, theirs, ours,
                    sum(theirs.values()) / len(theirs), read.get)
+
+_AS_SETS = "the same set in another order: equal to algebra, not as strings"
+
+def _members(row): # of both lists, where they are the same in another order
+    a, b = (sorted(float(x) for x in row[k].split(",")) if k in row and _are_numbers(row[k]) else None for k in "ab")
+    return a if a == b else None
+
+def _are_numbers(text):
+    try: return bool([float(x) for x in text.split(",")])
+    except ValueError: return False
 
 # %% ../../nbs/75_conformance.text.ipynb #c17
 _CODEXGLUE = 9.554726113590661
