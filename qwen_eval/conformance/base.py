@@ -8,6 +8,7 @@ __all__ = ['families', 'Check', 'not_run', 'attempt', 'read_json', 'read_lines',
 # %% ../../nbs/73_conformance.base.ipynb #c02
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,7 +80,7 @@ def watched(
 ) -> Iterator: # The same
     "A loop with a bar and the time that is left, where somebody looks and it takes more than two seconds."
     from tqdm.auto import tqdm
-    return tqdm(things, what, total, delay=2, leave=False, disable=None)
+    return tqdm(things, what, total, delay=2, leave=False, disable=not sys.stderr.isatty())
 
 # %% ../../nbs/73_conformance.base.ipynb #c07
 families = Registry("family of checks", rooms=("qwen_eval.conformance.text", "qwen_eval.conformance.code"))
