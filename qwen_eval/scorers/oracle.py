@@ -204,6 +204,7 @@ def _judge(pairs, variant, options, old):
         for key, ends in _outcomes(sandbox, waiting, old):
             for completion in waiting[key][1]: yield _score(completion, key[1], ends)
 
+# %% ../../nbs/54_scorers.oracle.ipynb #c15
 def _outcomes(sandbox, waiting, old):
     "Pairs of key and how its two suites ended, a text where the reference failed."
     known = references({item.id: item for item, _ in waiting.values()}.values(), sandbox)
