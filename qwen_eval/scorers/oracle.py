@@ -46,6 +46,7 @@ out.write(f"{sum(seconds):.3f} {base64.b64encode(marshal.dumps((answers, seconds
 out.flush()
 """
 
+# %% ../../nbs/54_scorers.oracle.ipynb #c06
 def _source(item): return item.question + str(item.target)
 
 def _named(item, suite, **more):
@@ -77,7 +78,7 @@ def _kept(program):
         if digest == sha256(said.encode()): return said
     return ""
 
-# %% ../../nbs/54_scorers.oracle.ipynb #c07
+# %% ../../nbs/54_scorers.oracle.ipynb #c08
 _SETS = ("similar_elements", "find_char_long", "common_in_nested_lists", "extract_singly", "larg_nnum",
          "intersection_array", "find_dissimilar", "Diff") # Order does not count
 _RULES = {"HumanEval": {"find_zero": "root"},
@@ -91,6 +92,7 @@ def rule_of(
     "The rule by which the outputs of a task are judged, where it has one of its own."
     return _RULES.get(item.id.partition("/")[0], {}).get(item.extra["entry_point"], "")
 
+# %% ../../nbs/54_scorers.oracle.ipynb #c09
 _JUDGE = """
 import math
 def floats(x):
@@ -124,7 +126,7 @@ def right(args, out, wanted):
     return bool(allclose(out, wanted, rtol=1e-7, atol=ATOL))
 """
 
-# %% ../../nbs/54_scorers.oracle.ipynb #c11
+# %% ../../nbs/54_scorers.oracle.ipynb #c13
 _PROGRAM = """
 import os, sys
 sys.stdout = sys.stderr = open(os.devnull, "w")
@@ -168,7 +170,7 @@ def with_oracle(
                    OLD=old)
     return f"SOURCE, NAME = {program!r}, {item.extra['entry_point']!r}{_PROGRAM}", given + _JUDGE + _TESTS
 
-# %% ../../nbs/54_scorers.oracle.ipynb #c13
+# %% ../../nbs/54_scorers.oracle.ipynb #c15
 @batch_scorers.register("oracle")
 def oracle(
     pairs: Iterable[tuple[Item, Completion]], # Items of `evalplus_row` and what a model wrote
@@ -187,7 +189,7 @@ def old_oracle(
     "The same by the rules of EvalPlus 0.2, for comparing with figures that were made with it."
     return _judge(pairs, variant, options, old=True)
 
-# %% ../../nbs/54_scorers.oracle.ipynb #c14
+# %% ../../nbs/54_scorers.oracle.ipynb #c16
 def _judge(pairs, variant, options, old):
     extract, waiting = extractors.get(variant.extract or "code"), {}
     try: sandbox = Sandbox(kind=options.sandbox, n_workers=options.n_workers, allow_unsafe=options.allow_unsafe_code)
@@ -204,7 +206,7 @@ def _judge(pairs, variant, options, old):
         for key, ends in _outcomes(sandbox, waiting, old):
             for completion in waiting[key][1]: yield _score(completion, key[1], ends)
 
-# %% ../../nbs/54_scorers.oracle.ipynb #c15
+# %% ../../nbs/54_scorers.oracle.ipynb #c17
 def _outcomes(sandbox, waiting, old):
     "Pairs of key and how its two suites ended, a text where the reference failed."
     known = references({item.id: item for item, _ in waiting.values()}.values(), sandbox)
