@@ -15,14 +15,15 @@ _STEPS = (re.compile(r"answer is \(?([A-J])\)?"), re.compile(r"[aA]nswer:\s*(?=(
 
 def mmlu_pro_letter(
     text: str, # The answer of a model
-    steps: int = 3, # How many of the three steps are taken
+    steps: int = 3, # How many of the three steps are taken; 4: three, the last in its older form
 ) -> str | None: # A letter from A to J
     "The letter that the authors of MMLU-Pro read."
     if found := _STEPS[0].search(text): return found[1]
     if steps > 1 and (found := _STEPS[1].search(text)):
         end = text.find("\n", found.start())
         return [m[1] for m in _STEPS[1].finditer(text) if end < 0 or m.start() < end][-1]
-    return (_STEPS[2].findall(text) or [None])[-1] if steps > 2 else None
+    if steps == 4: return next((c for c in reversed(text) if "A" <= c <= "J"), None)
+    return (_STEPS[2].findall(text) or [None])[-1] if steps == 3 else None
 
 @extractors.register("mmlu-pro")
 def mmlu_pro(

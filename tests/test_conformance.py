@@ -114,7 +114,10 @@ def test_mmlu_pro_is_read_by_as_many_steps_as_its_file(tmp_path):
     mmlu_zip(tmp_path / "mmlu_pro/early.zip", early)
     mmlu_zip(tmp_path / "mmlu_pro/late.zip", late, "model_outputs")
     mmlu_zip(tmp_path / "mmlu_pro/odd.zip", [("A", "The answer is (B)."), *early])
-    first, last, odd = conformance(tmp_path, "mmlu_pro")
+    older = mmlu_zip(tmp_path / "mmlu_pro/older.zip", [("B", "The answer is (B)."), ("B", "I take D: Bad")])
+    with zipfile.ZipFile(older, "a") as z: z.writestr("__MACOSX/._out.json", b"\0\5\x16\7")
+    first, last, odd, old = conformance(tmp_path, "mmlu_pro")
+    assert old.n_differ == 0 and old.n == 2
     assert first.n_differ == last.n_differ == 0 and first.n == last.n == 3
     assert "by 1 of the authors' 3 steps" in first.note and "by 3 of" in last.note
     assert [i["value"] for i in first.items] == ["B", None, None]

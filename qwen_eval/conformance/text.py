@@ -42,7 +42,7 @@ def _solutions(rows, where):
                                                lambda m=m: _solved(rows, m, where))]
 
 def _solved(rows, model, where):
-    rows = [(n, r) for n, r in enumerate(rows) if isinstance(r.get(model), dict)]
+    rows = [(n, r) for n, r in enumerate(rows) if r.get(model) and r[model]["is_correct"] is not None]
     v = benchmark("gsm8k").variant()[1]
     pairs = [(Item(id=f"gsm8k/test/{n}", question=r["question"], target=r["ground_truth"].rpartition("A:")[2].strip()),
               Completion(item_id=f"gsm8k/test/{n}", text=r[model]["solution"] or "")) for n, r in rows]
@@ -98,17 +98,19 @@ def _letters(path, where):
     ours = {k: mmlu_pro_letter(t, n_steps) for k, t in zip(ids, texts, strict=True)}
     gold = {k: r["answer"] for k, r in zip(ids, rows, strict=True)}
     right = [sum(said[k] == gold[k] for k in ids) / len(ids) for said in (theirs, ours)]
-    def why(id): return f"read by {n_steps} of their steps: {ours[id]}, published {theirs[id]}"
+    how = "3 steps (the last in its older form)" if n_steps == 4 else f"{n_steps} of the authors' 3 steps"
+    def why(id): return f"read by {how}: {ours[id]}, published {theirs[id]}"
     read = Counter(_beside(t, r, theirs[k]) for k, t, r in zip(ids, texts, watched(rows, path.stem), strict=True))
     said = ", ".join(f"{n} {what}" for what, n in read.most_common())
     return compare(f"mmlu_pro/{path.stem}", "mmlu_pro", where, theirs, ours, right[0], why, our_figure=right[1],
-                   note=f"letters read by {n_steps} of the authors' 3 steps; our own extractor: {said}")
+                   note=f"letters read by {how}; our own extractor: {said}")
 
 def _zipped(path):
     with zipfile.ZipFile(path) as z:
-        for name in sorted(n for n in z.namelist() if n.endswith((".json", ".jsonl"))):
+        for name in sorted(n for n in z.namelist() if n.endswith((".json", ".jsonl")) and "__MACOSX" not in n):
             text = z.read(name)
-            rows = json.loads(text) if text.lstrip()[:1] == b"[" else map(json.loads, text.splitlines())
+            rows = map(json.loads, text.splitlines()) if name.endswith(".jsonl") else json.loads(text)
+            if isinstance(rows, dict): rows = [r for part in rows.values() if isinstance(part, list) for r in part]
             yield from (r for r in rows if "pred" in r)
 
 def _beside(text, row, theirs):
@@ -123,10 +125,10 @@ def _beside(text, row, theirs):
 def steps_taken(
     texts: list[str], # Answers
     letters: list[str | None], # As published
-) -> int: # 1, 2 or 3
+) -> int: # 1, 2 or 3; 4 for three steps of which the last has its older form
     "By how many steps of MMLU-Pro's rule letters were read: the fewest that explain most of them."
     def equal(n): return sum(mmlu_pro_letter(t, n) == (said or None) for t, said in zip(texts, letters, strict=True))
-    return max((1, 2, 3), key=equal) # the first of equals
+    return max((1, 2, 3, 4), key=equal) # the first of equals
 
 # %% ../../nbs/77_conformance.text.ipynb #c15
 @families.register("math_equivalence")
