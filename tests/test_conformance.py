@@ -324,8 +324,8 @@ def test_a_reference_that_fails_is_nobodys_fault(lab):
 def real():
     data = os.environ.get("QWEN_EVAL_DATA")
     if not data: pytest.skip("needs QWEN_EVAL_DATA, with the published outputs beside it in ../published")
-    folder = Path(data).parent / "published"
-    if not folder.is_dir(): pytest.skip(f"needs {folder}: published outputs beside the benchmark data")
+    folder = Path(os.environ.get("QWEN_EVAL_PUBLISHED") or Path(data).parent / "published")
+    if not folder.is_dir(): pytest.skip(f"needs QWEN_EVAL_PUBLISHED: no folder {folder}")
     return folder
 
 
