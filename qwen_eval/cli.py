@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated
 import typer
 from .benchmark_commands import benchmarks
+from .conformance_commands import conformance_
 from .console import (LOOK, Edge, JsonFlag, ModelName, PresetName, ProtocolName, RunName, UnsafeFlag, group,
                                say, table, words)
 from .errors import ConfigError
@@ -271,6 +272,9 @@ def score_(
     scored = score_outputs(outputs, benchmark, data=data, variant=variant, allow_specimens=allow_specimens,
                            allow_unsafe_code=allow_unsafe_code, progress=True)
     say(dict(scored) if as_json else scored, repr, as_json)
+
+# %% ../nbs/90_cli.ipynb #c26
+app.command("conformance")(conformance_)
 
 # %% ../nbs/90_cli.ipynb #c18
 study = group("Planned sets of runs ([study.NAME] in settings.ini).")

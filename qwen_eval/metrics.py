@@ -60,6 +60,7 @@ metrics = Registry("metric")
 
 for _id, _column, _label in (
     ("accuracy", "value", "Accuracy"), ("pass@1", "value", "pass@1"),
+    ("pass@1_base", "pass@1_base", "pass@1, base inputs"), ("pass@1_plus", "pass@1_plus", "pass@1, plus inputs alone"),
     ("exact_match", "value", "Exact match"), ("exact_match_strict", "exact_match_strict", "Exact match, strict form"),
     ("exact_match_flexible", "exact_match_flexible", "Exact match, flexible"),
     ("acc", "acc", "Accuracy"), ("acc_norm", "acc_norm", "Accuracy, per character"),

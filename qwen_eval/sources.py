@@ -6,6 +6,7 @@
 __all__ = ['PACKAGINGS', 'read_rows', 'unpack', 'is_offline', 'hub_commit']
 
 # %% ../nbs/05_sources.ipynb #c02
+import contextlib
 import csv
 import gzip
 import io
@@ -44,11 +45,18 @@ def read_rows(
         decode, table = msgspec.json.Decoder(dict[str, Any]).decode, []
         for n, line in enumerate(content.split(b"\n"), 1):
             at = f", line {n},"
-            if line.strip(): table.append(decode(line))
+            if line.strip(): table.append(_row(decode, line))
         return table
     except (OSError, EOFError, ValueError, zlib.error, csv.Error) as e: # msgspec's and pyarrow's are ValueErrors
         said, found = (str(e) or type(e).__name__).splitlines()[0], sha256(data)
         raise IntegrityError(f"{path}{at} cannot be decoded ({said}); sha256 found {found}. Fetch it again.") from None
+
+def _row(decode, line):
+    try: return decode(line)
+    except ValueError:
+        with contextlib.suppress(ValueError, RecursionError): # Python's own writer puts out NaN and Infinity
+            if isinstance(row := json.loads(line), dict): return row
+        raise
 
 def _parquet(data):
     import pyarrow.parquet

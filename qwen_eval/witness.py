@@ -264,7 +264,7 @@ def stand(
 # %% ../nbs/57_witness.ipynb #c18
 class Witness:
     "The program as its tests see it."
-    def __init__(self, peer: Peer, pid: int): self.peer, self.pid = peer, pid
+    def __init__(self, peer: Peer, pid: int): self.peer, self.pid, peer.pid = peer, pid, pid
 
     def ready(self) -> None:
         "Wait until the program could begin; raises `OSError` with the reason where it cannot."

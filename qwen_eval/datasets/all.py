@@ -15,6 +15,7 @@ from .choice import arc_challenge, hellaswag, mmlu, truthfulqa
 from .code import humaneval, mbpp
 from .codet5 import codet5
 from .custom import COLUMNS, Own, own_benchmark
+from .evalplus import humaneval_plus, mbpp_plus
 from .math import gsm8k, math500
 from ..errors import UnknownNameError
 from ..registry import Registry
@@ -23,7 +24,7 @@ from ..settings import check_name, declare, settings
 # %% ../../nbs/29_datasets.all.ipynb #c05
 _catalogue = Registry("benchmark")
 for _b in (humaneval, mbpp, codet5, gsm8k, arc_challenge, hellaswag, mmlu, truthfulqa, bfcl,
-           math500): _catalogue.add(_b.id, _b)
+           math500, humaneval_plus, mbpp_plus): _catalogue.add(_b.id, _b)
 
 class _Catalogue(Registry):
     "With those of the settings; what is added stays for the process."

@@ -68,13 +68,13 @@ class _Worker: # a process that compares, and is replaced when it does not answe
         if not select.select([self.process.stdout], [], [], seconds)[0]: return None
         return json.loads(self.process.stdout.readline() or "null")
 
-    def ask(self, gold, text): # (equal, what was read, why not)
+    def ask(self, gold, text, relations=False): # (equal, what was read, why not)
         why = f"took longer than {ITEM_S} s or more than {WORKER_GIB} GiB to compare"
         try:
             self.ready = self.ready or self._line(120)
             if not self.ready: raise EngineError("The process that compares expressions did not start. Is math-verify "
                                                  "installed (pip install math-verify)?")
-            self.process.stdin.write(json.dumps([gold, text]).encode() + b"\n")
+            self.process.stdin.write(json.dumps([gold, text, relations]).encode() + b"\n")
             self.process.stdin.flush()
             if found := self._line(ITEM_S): return tuple(found)
         except (OSError, ValueError) as e: why = f"ended the process that compares ({type(e).__name__})"
