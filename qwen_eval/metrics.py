@@ -48,5 +48,15 @@ for _id, _column, _label in (
 
 metrics.add("mc2", Metric(id="mc2", column="mc2", label="MC2", kind="bounded"))
 
+metrics.add("judge_score", Metric(id="judge_score", column="value", label="Mean judge score", kind="bounded",
+                                  range=(1.0, 10.0), estimand="mean over the population of questions"))
+for _turn in (1, 2):
+    metrics.add(f"judge_turn_{_turn}", Metric(id=f"judge_turn_{_turn}", column=f"judge_turn_{_turn}", kind="bounded",
+                                              label=f"Judge score, turn {_turn}", range=(1.0, 10.0)))
+metrics.add("win_rate", Metric(id="win_rate", column="value", label="Win rate", kind="bounded"))
+metrics.add("discrete_win_rate", Metric(id="discrete_win_rate", column="discrete_win_rate", label="Discrete win rate"))
+metrics.add("prefers_first", Metric(id="prefers_first", column="prefers_first", label="Preference for the first shown",
+                                    kind="bounded"))
+
 metrics.add("acc_macro", Metric(id="acc_macro", column="acc", label="Accuracy, mean of the parts", weights="equal",
                                 estimand="mean over the parts of the benchmark, each counted the same"))

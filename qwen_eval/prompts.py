@@ -54,7 +54,7 @@ def correct_letter(
 
 # %% ../nbs/30_prompts.ipynb #c16
 prompts = Registry("prompt", rooms=("qwen_eval.choice_prompts", "qwen_eval.code_prompts",
-                                    "qwen_eval.math_prompts"))
+                                    "qwen_eval.math_prompts", "qwen_eval.judged_prompts"))
 
 # %% ../nbs/30_prompts.ipynb #c18
 @prompts.register("gsm8k-fewshot")

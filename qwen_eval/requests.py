@@ -215,9 +215,11 @@ def request_seed(
     seed: int, # Seed of the run
     item_id: str, # The item
     epoch: int, # Which repeat, from 0
+    turn: int = 0, # Which question of the conversation, from 0
 ) -> int: # In [0, 2**31)
     "Seed of one draw."
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{item_id}\0{epoch}".encode()).digest()[:4], "big") >> 1
+    drawn = f"{seed}\0{item_id}\0{epoch}" + (f"\0{turn}" if turn else "")
+    return int.from_bytes(hashlib.sha256(drawn.encode()).digest()[:4], "big") >> 1
 
 # %% ../nbs/31_requests.ipynb #c38
 def prompt_hash(
@@ -297,14 +299,16 @@ def build_requests(
     n_shot = _checked_n_shot(pool, benchmark, variant, tokenizer, protocol, system)
     if variant.chat and tokenizer is not None: render_chat(tokenizer, as_messages(Block(question="?"), system=system))
     build, shots_of, known = prompts.get(variant.prompt), _shots(pool, variant, n_shot, protocol.seed), {}
-    sampling = protocol.sampling if variant.mode == "generate" else Sampling()
+    drawn = protocol.sampling_of if variant.mode == "generate" else lambda stratum: Sampling()
+    drawn("") # a vendor's protocol that is not filled in is said at once
 
     def stream():
         for shots, group in groupby(items, shots_of):
             shown = [build(s) for s in shots]
             while batch := list(islice(group, 256)):
                 for draft in _drafts(batch, build, shown, variant, tokenizer, protocol.thinking, system):
-                    request = replace(_request(draft, variant, model, tokenizer, protocol, known), sampling=sampling)
+                    request = _request(draft, variant, model, tokenizer, protocol, known)
+                    request = replace(request, sampling=drawn(draft[0].stratum))
                     for epoch in range(epochs): yield _seal(request, epoch, protocol.seed)
     return stream()
 

@@ -53,7 +53,8 @@ def field(
     return value
 
 # %% ../../nbs/20_datasets.base.ipynb #c14
-SPLITS = {s: s for s in ("train", "dev", "validation", "test", "prompt")} | {"valid": "validation", "val": "validation"}
+SPLITS = {s: s for s in ("train", "dev", "validation", "test", "prompt", "eval")}
+SPLITS |= {"valid": "validation", "val": "validation"}
 
 def make_items(
     table: Iterable[dict[str, Any]], # Rows as the source has them
@@ -152,8 +153,6 @@ def _sort_out(benchmark, table, where):
     items, pool = make_items(table, benchmark, where)
     flavour = flavours.get(benchmark.flavour)(table) if benchmark.flavour else ""
     return items, pool, flavour, {benchmark.split: len(items), **({benchmark.shot_split: len(pool)} if pool else {})}
-
-
 
 # %% ../../nbs/20_datasets.base.ipynb #c28
 @dataclass(frozen=True, kw_only=True, repr=False)
