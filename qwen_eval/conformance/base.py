@@ -35,7 +35,7 @@ class Check:
         return self.ours is not None
 
 # %% ../../nbs/73_conformance.base.ipynb #c07
-families = Registry("family of checks")
+families = Registry("family of checks", rooms=("qwen_eval.conformance.judged",))
 
 # %% ../../nbs/73_conformance.base.ipynb #c08
 def conformance(

@@ -222,6 +222,6 @@ class ReplayEngine(_WithoutModel):
             why = f"item {request.item_id!r} was answered for prompt {known.prompt_hash}, not {request.prompt_hash}"
         elif request.turn < n: # counts and times are those of the whole conversation, and come with its last answer
             return Completion(item_id=known.item_id, epoch=known.epoch, text=known.turns[request.turn],
-                              prompt_hash=request.prompt_hash)
+                              ttft_s=known.ttft_s, prompt_hash=request.prompt_hash)
         else: return replace(known, turns=(), prompt_hash=request.prompt_hash or known.prompt_hash)
         return self.refuse(request, why)
