@@ -18,6 +18,7 @@ from .evaluation import consult, judge_engine_for
 from .fetch import write_atomic
 from .judges.alpaca import win_rates
 from .judges.base import judgment_id, texts_hash
+from .judges.length import fit_length, gamed_rows
 from .judges.mt_bench import comparison, judge_prompts, verdict, winner
 from .judges.rubric import dimensions_of, read_rubric, rubric_turns
 from .judging import judge_plan
@@ -59,7 +60,18 @@ def alpaca_figures(
     kept = [None if math.isnan(v) else v + 1 for v in frame.value]
     return {"benchmark": benchmark_label(run.manifest), **win_rates(kept),
             "avg_length": float(frame.length.mean()) if "length" in frame else math.nan,
-            "length_controlled_winrate": "not computed: needs the hub's instruction difficulties"}
+            "length_controlled_winrate": _length_controlled(frame, run.manifest["items"]["n"])}
+
+def _length_controlled(frame, n):
+    "The rate in percent, or why there is none."
+    frame = frame[frame.epoch == 0].assign(at=frame.item_id.str.rpartition("/")[2])
+    if len(frame) < n or n < 805 or "length" not in frame or frame.length.isna().any():
+        return f"not computed: {frame.value.notna().sum()} of the 805 instructions are judged"
+    frame = frame.assign(at=frame["at"].astype(int)).sort_values("at")
+    liked = [None if math.isnan(v) else v + 1 for v in frame.value]
+    try: found, difficulty = fit_length(liked, frame.length_baseline, frame.length, gamed_rows())
+    except ConfigError as e: return f"not computed: {e}"
+    return found.rate(difficulty)
 
 # %% ../nbs/77_judged_runs.ipynb #c17
 def export_alpaca(

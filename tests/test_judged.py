@@ -220,7 +220,7 @@ def test_the_judge_is_part_of_the_name_and_of_the_fingerprint(how):
     assert child["model"]["id"] == "toy" and child["stages"]["generate"]["n_done"] == 16 and child["sessions"]
     prefs = evaluate(TOY, "alpaca_eval", judge=TOY, **same)
     assert benchmark_label(prefs.manifest) == "alpaca_eval[judge=toy]"
-    assert [r.id for r in list_runs(how["runs"])] == sorted(r.id for r in (one, two, short, prefs)) # no child among them
+    assert [r.id for r in list_runs(how["runs"])] == sorted(r.id for r in (one, two, short, prefs)) # and no child
 
 
 def test_judging_resumes_without_asking_twice(how):
@@ -398,7 +398,8 @@ def test_published_annotations_of_alpaca_eval():
 
 
 def test_a_changed_request_is_seen(tmp_path):
-    rows = [json.loads(x) for x in gzip.open(published() / "mt_bench/phi3_gpt4_single.jsonl.gz", "rt")]
+    data = gzip.decompress((published() / "mt_bench/phi3_gpt4_single.jsonl.gz").read_bytes())
+    rows = [json.loads(line) for line in data.splitlines()]
     rows[0]["user_prompt"] = rows[0]["user_prompt"].replace("impartial", "partial")
     rows[1]["score"] += 1
     (tmp_path / "mt_bench").mkdir()
