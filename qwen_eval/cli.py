@@ -174,15 +174,12 @@ def run_(
     allow_unsafe_code: UnsafeFlag = False,
     as_json: JsonFlag = False,
 ):
-    """Evaluate models on benchmarks.
-
-    Run it again to go on where it stopped, or with a larger limit.
+    """Evaluate models on benchmarks; again, to go on where it stopped, or with a larger limit.
 
     \b
     qwen-eval run smollm2_135m --benchmarks gsm8k --limit 50 --answer-tok 256
     qwen-eval run qwen3_8b qwen2.5_8b --benchmarks gsm8k,arc_challenge --limit 200
-    qwen-eval run ./my_checkpoint --benchmarks humaneval --preset performance
-    qwen-eval run qwen3_8b --benchmarks mt_bench --judge qwen3_14b
+    qwen-eval run ./my_checkpoint --benchmarks mt_bench --preset performance --judge qwen3_8b
     """
     from qwen_eval.datasets.all import benchmarks as known
     from qwen_eval.runner import run_study

@@ -62,6 +62,7 @@ def _at_need(plan, engine, address, context_tok):
             return opened[0], round(time.perf_counter() - begin, 3)
         yield get
 
+# %% ../nbs/71_evaluate.ipynb #c38
 def _check_before(plan, engine, address, context_tok):
     "What can be known of the engine before anything starts or is written."
     if hasattr(engine, "run"): _check_engine(plan, engine, context_tok)

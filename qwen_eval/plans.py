@@ -267,8 +267,7 @@ def plan_run(
     located, tok = _located(m, ps, engine, tokenizer)
     m = located.model if located else m
     p = check_protocol(vendor_protocol(p, m, generation_config(located) if located else {}), m, v.mode, answer=v.answer)
-    device = None if fake or located is None else detect()
-    items = tuple(item_order(item_set.items, b.id, order_seed))
+    device, items = None if fake or located is None else detect(), tuple(item_order(item_set.items, b.id, order_seed))
     loud = [*own] + [w for w, x in (("fake-engine", fake), ("uncalibrated-fp8", ps.allow_uncalibrated_fp8)) if x]
     return Plan(model=m, located=located, tokenizer=tok, preset=ps, protocol=p, benchmark=b, variant_name=name,
                 item_set=item_set, items=items, limit=min(limit or len(items), len(items)),

@@ -268,7 +268,7 @@ def _label_ids(tokenizer, text, labels, chat, beside):
         raise
 
 def _request(draft, variant, model, tokenizer, protocol, known):
-    "The request for the first epoch; sampling, seed and hash still open."
+    "The request for the first epoch; seed and hash still open."
     item, block, turns, (text, ids, endings) = draft
     drawn, max_tok = variant.mode == "generate", output_budget(variant, protocol)
     if not (drawn or getattr(block, variant.mode)):
@@ -281,6 +281,7 @@ def _request(draft, variant, model, tokenizer, protocol, known):
     if model.context_tok is not None: max_tok = min(max_tok, max(model.context_tok - n, 0))
     return Request(item_id=item.id, mode=variant.mode, prompt=text, prompt_ids=tuple(ids), messages=turns,
                    tools=block.tools, max_tok=max_tok, stop=variant.stop if drawn else (),
+                   sampling=protocol.sampling_of(item.stratum) if drawn else Sampling(),
                    label_ids=known[end], continuation_ids=tuple(map(tuple, endings)))
 
 # %% ../nbs/31_requests.ipynb #c48
@@ -299,8 +300,7 @@ def build_requests(
     n_shot = _checked_n_shot(pool, benchmark, variant, tokenizer, protocol, system)
     if variant.chat and tokenizer is not None: render_chat(tokenizer, as_messages(Block(question="?"), system=system))
     build, shots_of, known = prompts.get(variant.prompt), _shots(pool, variant, n_shot, protocol.seed), {}
-    drawn = protocol.sampling_of if variant.mode == "generate" else lambda stratum: Sampling()
-    drawn("") # a vendor's protocol that is not filled in is said at once
+    if variant.mode == "generate": protocol.sampling_of("") # what cannot be drawn is said at once
 
     def stream():
         for shots, group in groupby(items, shots_of):
@@ -308,7 +308,6 @@ def build_requests(
             while batch := list(islice(group, 256)):
                 for draft in _drafts(batch, build, shown, variant, tokenizer, protocol.thinking, system):
                     request = _request(draft, variant, model, tokenizer, protocol, known)
-                    request = replace(request, sampling=drawn(draft[0].stratum))
                     for epoch in range(epochs): yield _seal(request, epoch, protocol.seed)
     return stream()
 
