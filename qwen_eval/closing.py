@@ -146,7 +146,8 @@ def _reasons(r, n):
                "engine_error": "engine errors, which do not count",
                "unread_verdicts": "verdicts of the judge that could not be read, which do not count"}
     for k, why in counted.items():
-        if r.get(k): yield why, f" ({r[k]} of {n + r['engine_error']})"
+        of = f" of {n + r['engine_error']}" if k != "unread_verdicts" else ""
+        if r.get(k): yield why, f" ({r[k]}{of})"
     if r["n_sessions"] > 1: yield "resumed; its seconds are those of all its sessions together", ""
     if r["note"]: yield r["note"], ""
     elif not r["complete"]: yield "incomplete; what finishes early is over-represented", ""

@@ -194,6 +194,7 @@ def summary(
     except ConfigError as why:
         e = Estimate(value=math.nan, low=math.nan, high=math.nan, method="none", counts=run.counts)
         note = str(why)
+    if e.counts.get("no_verdict") and not e.n_items: note = "no verdict of the judge could be read"
     if e.counts.get("not_scored"): note = str(run.scores.detail[run.scores.status == "not_scored"].iloc[0])
     low, high = run.bounds if e.n_items else (math.nan, math.nan)
     return {"run_id": run.id, "model": f["model"]["id"], "preset": f["preset"]["id"], "benchmark": benchmark_label(m),
