@@ -227,14 +227,13 @@ def judge_engine_for(
 # %% ../nbs/71_evaluate.ipynb #c36
 def judge_answers(
     path: Path, # Of the run, whose lock the caller holds
-    items: Any, # Of its benchmark, in the seeded order
     answers: Mapping[tuple[str, int], Any], # Its answers, by item id and epoch
     jury: Jury, # Who judges, and how
     engine: Callable, # Gives the judge's engine and the seconds that its start took, when it is needed
     progress: bool = True, # Show a bar?
 ) -> None:
     "Ask a judge what is missing about the answers, and keep what it says; raises `EngineError` where its engine fails."
-    plan = jury.asking(items, answers, path)
+    plan = jury.asking(answers, path)
     if plan is None: return
     before = (read_manifest(path).get("judge") or {}) if (path / "manifest.json").exists() else {}
     date = before["date"] if before.get("run") == plan.path.name else now()[:10]
@@ -285,12 +284,13 @@ def carry_out(
     needed, hashes = survey(plan, progress)
     stored = by_key(read_completions(plan.path / "completions.jsonl")[0])
     missing, frame = _missing(plan, hashes, stored), read_scores(plan.path)
-    needed = max(needed, context_tok, jury.context_tok if jury and jury.shared else 0)
+    judged_tok = jury.context_tok(stored, plan.path, more=bool(missing)) if jury else 0
+    needed = max(needed, context_tok, judged_tok if jury and jury.shared else 0)
     behind = not hashes.keys().isdisjoint(unscored(stored, frame)) or not settled(plan.path, n_answered(stored), frame)
     if not missing and not behind: return
     if missing: _check_before(plan, engine, address, needed)
     if jury and jury.shared: _check_before(jury.plan, engine, address, needed)
-    elif jury: _check_before(jury.plan, judge_engine, None, jury.context_tok)
+    elif jury: _check_before(jury.plan, judge_engine, None, judged_tok)
     with _room(plan.path), RunWriter(plan.path) as writer:
         _begin(plan, writer.stored)
         if plan.judge: _borrow(plan, writer, hashes)
@@ -298,10 +298,11 @@ def carry_out(
         with _at_need(plan, engine, address, needed) as own:
             if asked: _ask(plan, *own(), writer, asked, progress)
             writer.sync() # no score outlives its answer
-            if jury and jury.shared: judge_answers(plan.path, plan.items, writer.stored, jury, own, progress)
+            if jury and jury.shared: judge_answers(plan.path, writer.stored, jury, own, progress)
         if jury and not jury.shared:
-            with _at_need(jury.plan, judge_engine, None, jury.context_tok) as theirs:
-                judge_answers(plan.path, plan.items, writer.stored, jury, theirs, progress)
+            judged_tok = jury.context_tok(writer.stored, plan.path)
+            with _at_need(jury.plan, judge_engine, None, judged_tok) as theirs:
+                judge_answers(plan.path, writer.stored, jury, theirs, progress)
         items = judged_items(plan.path, plan.items, writer.stored, plan.variant)
         score_run(plan.path, plan.variant, items, writer.stored, options, progress, again=asked)
 
@@ -323,9 +324,10 @@ def rescore(
     options, path = ScoreOptions(allow_unsafe_code=allow_unsafe_code, n_workers=n_workers), run.path
     if judge is not None:
         path, jury = _with_judge(run, items, judge, judge_engine, judge_tok)
-        _check_before(jury.plan, judge_engine, None, jury.context_tok)
-        with _room(path), RunWriter(path) as w, _at_need(jury.plan, judge_engine, None, jury.context_tok) as theirs:
-            judge_answers(path, items, w.stored, jury, theirs, progress)
+        judged_tok = jury.context_tok(run.completions(), path)
+        _check_before(jury.plan, judge_engine, None, judged_tok)
+        with _room(path), RunWriter(path) as w, _at_need(jury.plan, judge_engine, None, judged_tok) as theirs:
+            judge_answers(path, w.stored, jury, theirs, progress)
     with _room(path), RunWriter(path) as w:
         score_run(path, variant, judged_items(path, items, w.stored, variant), w.stored, options, progress, fresh=True)
     return Run(path, run.limit)

@@ -34,28 +34,33 @@ class Jury:
     plan: Plan # Of the judge's run, for answers that are not there yet
     protocol: JudgeProtocol # How it is asked and read
     texts: Any # Its templates
+    items: dict[str, Item] # Of the judged benchmark, by id
     shared: bool # Does the engine that answers judge as well?
     n_answer_tok: int # Most that the answers can add to a request, tokens
 
     def asking(
         self,
-        items: Sequence[Item], # Of the benchmark
         answers: Mapping[tuple[str, int], Completion], # Of the model, by item id and epoch
         path: Path, # Folder of the judged run
     ) -> Plan | None: # None where no answer needs a judge
         "The plan of the judge's run for the answers that are there."
-        by_id = {i.id: i for i in items}
-        pairs = [(by_id[k[0]], c) for k, c in answers.items() if k[0] in by_id and c.finish_reason != "error"]
+        pairs = [(self.items[k[0]], c) for k, c in answers.items() if k[0] in self.items and c.finish_reason != "error"]
         asked = tuple(judge_items(pairs, self.protocol, self.texts))
         if not asked: return None
         return replace(self.plan, items=asked, limit=len(asked), runs=path / "judgments",
                        item_set=replace(self.plan.item_set, items=asked))
 
-    @property
-    def context_tok(self) -> int: # Tokens
-        "What the judge's engine must hold, were every answer as long as its budget."
-        most = self.plan.model.context_tok or math.inf
-        return int(min(survey(self.plan)[0] + self.n_answer_tok, most))
+    def context_tok(
+        self,
+        answers: Mapping[tuple[str, int], Completion], # That are there, by item id and epoch
+        path: Path, # Folder of the judged run
+        more: bool = False, # Are there answers to come?
+    ) -> int: # Tokens
+        "What the judge's engine must hold; what comes is taken as half as long again as its budget, in its own tokens."
+        plan, most = self.asking(answers, path), self.plan.model.context_tok or math.inf
+        known = survey(plan)[0] if plan else 0
+        to_come = 16 * math.ceil((survey(self.plan)[0] + 1.5 * self.n_answer_tok) / 16) if more else 0
+        return int(max(known, min(to_come, most)))
 
 # %% ../nbs/70_judging.ipynb #c06
 def check_judge(
@@ -122,7 +127,8 @@ def jury_for(
     said = {k: v for k, v in fingerprint(p).items() if k not in ("items", "format")} | {"texts": texts_hash(texts)}
     n = plan.variant.turns * output_budget(plan.variant, plan.protocol)
     return (replace(plan, judge=said, marks=(*plan.marks, *(["self-judged"] if itself else []))),
-            Jury(plan=p, protocol=protocol, texts=texts, shared=itself and judge_engine is None, n_answer_tok=n))
+            Jury(plan=p, protocol=protocol, texts=texts, items={i.id: i for i in plan.items}, n_answer_tok=n,
+                 shared=itself and judge_engine is None))
 
 # %% ../nbs/70_judging.ipynb #c22
 def with_jury(

@@ -131,6 +131,11 @@ class Planned:
         kept = by_key(read_completions(self.path / "completions.jsonl")[0]).values()
         return sum(c.item_id in self.wanted and c.finish_reason != "error" for c in kept)
 
+    def judged_tok(self) -> int: # Tokens
+        "What the engine of its judge must hold."
+        kept = by_key(read_completions(self.path / "completions.jsonl")[0])
+        return self.jury.context_tok(kept, self.path, more=self.n_done() < self.n_answers)
+
     def run(self) -> Run | None: # None where nothing is stored
         "What is stored, as far as this study looks at it."
         return Run(self.path, self.plan.limit) if (self.path / "manifest.json").exists() else None
@@ -205,13 +210,13 @@ def contexts(
     needed, seen = {}, {}
     for r in plan.runs:
         key = (r.model, r.benchmark)
-        if key not in seen: seen[key] = max(survey(r.plan)[0], r.jury.context_tok if r.jury and r.jury.shared else 0)
+        if key not in seen: seen[key] = max(survey(r.plan)[0], r.judged_tok() if r.jury and r.jury.shared else 0)
         needed[r.model] = max(needed.get(r.model, 0), seen[key])
     for r in plan.runs:
         if r.plan.device is not None and r.plan.engine.name not in FAKES:
             require_fit(r.plan.model, r.plan.preset, r.plan.device, needed[r.model])
         if r.jury and not r.jury.shared and r.jury.plan.device is not None:
-            require_fit(r.jury.plan.model, r.plan.preset, r.jury.plan.device, r.jury.context_tok)
+            require_fit(r.jury.plan.model, r.plan.preset, r.jury.plan.device, r.judged_tok())
     return needed
 
 # %% ../nbs/85_studies.ipynb #c17

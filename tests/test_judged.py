@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_models import save_tiny_qwen3, train_tokenizer
 
 from qwen_eval.conformance.base import conformance
 from qwen_eval.datasets.base import load
 from qwen_eval.datasets.judged import TEMPERATURES, alpaca_eval, mt_bench
+from qwen_eval.engines.all import start
 from qwen_eval.engines.base import FakeEngine, ReplayEngine
 from qwen_eval.engines.process import RemoteEngine, Server
 from qwen_eval.errors import ConfigError, EngineError, UnknownNameError
@@ -295,6 +297,27 @@ def test_a_judge_of_another_model_starts_when_the_answers_are_there(how):
             return super().submit(r)
     evaluate(TOY, "mt_bench", engine=Traced("model"), judge=OTHER, judge_engine=Traced("judge"), **how)
     assert order == ["model"] * 16 + ["judge"] * 16
+
+
+def test_a_real_engine_holds_conversations_and_judges_itself_without_a_second(how, tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    folder, started = tmp_path / "tiny", []
+    save_tiny_qwen3(folder)
+    train_tokenizer(folder)
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(told | {"max_position_embeddings": 4096}))
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: ")
+    monkeypatch.setattr("qwen_eval.evaluation.start", lambda *a, **kw: (started.append(a[0]), start(*a, **kw))[1])
+    same = {"engine": "transformers", "judge": str(folder), "answer_tok": 6, "limit": 2, **how}
+    talked = evaluate(str(folder), "mt_bench", judge_tok=6, **same)
+    assert started == ["transformers"] and talked.complete
+    assert all(len(c.turns) == 1 and c.n_output_tok <= 12 for c in talked.completions().values())
+    assert len(talked.judgments()) == 4 and talked.counts["engine_error"] == talked.counts["not_scored"] == 0
+    compared = evaluate(str(folder), "alpaca_eval", **same)
+    assert started == ["transformers"] * 2 and compared.scores.value.between(0, 1).all()
+    assert {len(c.label_logprobs) for c in compared.judgments().values()} == {2}
 
 
 def test_alpaca_asks_in_the_official_order_and_reads_two_labels(how):
