@@ -15,6 +15,7 @@ import pytest
 from tiny_models import save_tiny_qwen3, train_tokenizer
 
 from qwen_eval.conformance.base import conformance
+from qwen_eval.conformance.judged import cut_out
 from qwen_eval.datasets.base import load
 from qwen_eval.datasets.judged import TEMPERATURES, alpaca_eval, mt_bench
 from qwen_eval.engines.all import start
@@ -22,10 +23,10 @@ from qwen_eval.engines.base import FakeEngine, ReplayEngine
 from qwen_eval.engines.process import RemoteEngine, Server
 from qwen_eval.errors import ConfigError, EngineError, UnknownNameError
 from qwen_eval.evaluation import evaluate, rescore
-from qwen_eval.judged_runs import export_alpaca, judge_pairs
+from qwen_eval.judged_runs import alpaca_figures, by_stratum, export_alpaca, judge_pairs
 from qwen_eval.judges.alpaca import is_switched, preference, win_rates
 from qwen_eval.judges.base import judge_text
-from qwen_eval.judges.mt_bench import judge_prompts, rating, verdict
+from qwen_eval.judges.mt_bench import grading, judge_prompts, rating, verdict
 from qwen_eval.models import Model
 from qwen_eval.plans import plan_run, survey
 from qwen_eval.records import Completion
@@ -418,6 +419,43 @@ def test_published_annotations_of_alpaca_eval():
     board = {r[0]: r[head.index("length_controlled_winrate")] for r in rows}
     errors = [abs(v - float(board[k])) for k, v in ours.items()]
     assert len(errors) > 150 and max(errors) < 1.5 and np.median(errors) < 0.5 and each.n_differ == 0
+
+
+def test_the_whole_way_gives_the_published_figures(tmp_path, monkeypatch):
+    "Published answers and judgments, replayed: 8.20 for MT-Bench, 2.5915 % for AlpacaEval."
+    folder, items, texts = published(), {i.id: i for i in load(mt_bench, "file").items}, judge_prompts()
+    how, said, judged = {"runs": tmp_path, "progress": False, "source": "file"}, {}, []
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    data = gzip.decompress((folder / "mt_bench/phi3_gpt4_single.jsonl.gz").read_bytes())
+    rows = [json.loads(line) for line in data.splitlines()]
+    for r in rows:
+        item, turn = items[str(r["question_id"])], r["turn"]
+        judged.append(Completion(item_id=f"{item.id}#0#turn_{turn}", text=r["judgment"]))
+        def build(said): return grading(item, said, 2, texts)[1]["content"] # noqa: B023
+        if turn == 2: said[item.id] = cut_out(r["user_prompt"], build, 2)
+    answers = [Completion(item_id=k, turns=(one,), text=two) for k, (one, two) in said.items()]
+    phi, gpt = Model(id="phi-3-dpo"), Model(id="gpt-4")
+    run = evaluate(phi, "mt_bench", engine=ReplayEngine(answers), judge=gpt, judge_engine=ReplayEngine(judged), **how)
+    assert run.estimate().value == pytest.approx(8.20) and run.estimate().n_items == 80 and run.complete
+    by_turn = [run.estimate(f"judge_turn_{n}").value for n in (1, 2)]
+    assert by_turn == pytest.approx([np.mean([r["score"] for r in rows if r["turn"] == n]) for n in (1, 2)])
+    assert len(by_stratum(run)) == 8 and {e.n_items for e in by_stratum(run).values()} == {10}
+
+    rows = json.loads(gzip.decompress((folder / "alpaca_eval/annotations/alpaca-7b.json.gz").read_bytes()))
+    answers, judged, by_text = [], [], {i.question: i.id for i in load(alpaca_eval, "file").items}
+    for r in rows:
+        answers.append(Completion(item_id=(i := by_text[r["instruction"]]), text=r["output_2"]))
+        if r["raw_completion"]:
+            top = {t["token"]: t["logprob"] for t in r["raw_completion"]["logprobs"]["content"][0]["top_logprobs"]}
+            judged.append(Completion(item_id=f"{i}#0#preference", label_logprobs=(top.get("m"), top.get("M"))))
+    run = evaluate(Model(id="alpaca-7b"), "alpaca_eval", engine=ReplayEngine(answers), judge=gpt,
+                   judge_engine=ReplayEngine(judged), **how)
+    figures = alpaca_figures(run)
+    assert figures["win_rate"] == pytest.approx(2.591450540223603, abs=1e-6) and figures["n_draws"] == 3
+    assert figures["standard_error"] == pytest.approx(0.4870855382635108, abs=1e-6)
+    assert figures["discrete_win_rate"] == pytest.approx(2.298136645962733) and round(figures["avg_length"]) == 396
+    if not (settings().data / "alpaca_eval_df_gamed.csv").is_file():
+        assert figures["length_controlled_winrate"].startswith("not computed: The length-controlled rate needs")
 
 
 def test_a_changed_request_is_seen(tmp_path):
