@@ -143,9 +143,11 @@ def _reasons(r, n):
     "What is to be said of a run, each with how many of its answers it is about."
     counted = {"unasked": "prompts longer than the model's context, which were not asked and count as wrong",
                "shortened": "answers that had less room than their budget, for want of context",
-               "engine_error": "engine errors, which do not count"}
+               "engine_error": "engine errors, which do not count",
+               "unread_verdicts": "verdicts of the judge that could not be read, which do not count"}
     for k, why in counted.items():
-        if r[k]: yield why, f" ({r[k]} of {n + r['engine_error']})"
+        of = f" of {n + r['engine_error']}" if k != "unread_verdicts" else ""
+        if r.get(k): yield why, f" ({r[k]}{of})"
     if r["n_sessions"] > 1: yield "resumed; its seconds are those of all its sessions together", ""
     if r["note"]: yield r["note"], ""
     elif not r["complete"]: yield "incomplete; what finishes early is over-represented", ""

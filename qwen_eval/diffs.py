@@ -25,7 +25,8 @@ def check_comparable(
     def fixed(run):
         f = run.manifest["fingerprint"]
         return {"benchmark.id": f["benchmark"]["id"], "benchmark.version": f["benchmark"]["version"],
-                "items.hash": f["items"]["hash"], "metric": run.metric}
+                "items.hash": f["items"]["hash"], "metric": run.metric,
+                "judge": ((f.get("judge") or {}).get("model") or {}).get("id")}
     if moved := differences(fixed(a), fixed(b)):
         said = "; ".join(f"{k} is {_short(x, 20)} in A, {_short(y, 20)} in B" for k, (x, y) in moved.items())
         raise ConfigError(f"{a.id} (A) and {b.id} (B) cannot be laid side by side: {said}. "

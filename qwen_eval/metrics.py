@@ -75,6 +75,15 @@ for _id, _label in (("prefix_share", "Share continued word by word"), ("rouge_l"
     metrics.add(_id, Metric(id=_id, column=_id, label=_label, kind="bounded"))
 metrics.add("bleu4", Metric(id="bleu4", column="value", label="Smoothed BLEU-4", kind="bounded"))
 metrics.add("token_f1", Metric(id="token_f1", column="token_f1", label="Shared words, F1", kind="bounded"))
+metrics.add("judge_score", Metric(id="judge_score", column="value", label="Mean judge score", kind="bounded",
+                                  range=(1.0, 10.0), estimand="mean over the population of questions"))
+for _turn in (1, 2):
+    metrics.add(f"judge_turn_{_turn}", Metric(id=f"judge_turn_{_turn}", column=f"judge_turn_{_turn}", kind="bounded",
+                                              label=f"Judge score, turn {_turn}", range=(1.0, 10.0)))
+metrics.add("win_rate", Metric(id="win_rate", column="value", label="Win rate", kind="bounded"))
+metrics.add("discrete_win_rate", Metric(id="discrete_win_rate", column="discrete_win_rate", label="Discrete win rate"))
+metrics.add("prefers_first", Metric(id="prefers_first", column="prefers_first", label="Preference for the first shown",
+                                    kind="bounded"))
 
 metrics.add("acc_macro", Metric(id="acc_macro", column="acc", label="Accuracy, mean of the parts", weights="equal",
                                 estimand="mean over the parts of the benchmark, each counted the same"))

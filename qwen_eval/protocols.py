@@ -22,6 +22,7 @@ class Protocol:
     "How items are asked."
     id: str # Name
     temperature: float | None = 0.0 # 0 takes the likeliest token; None: from the vendor, see `vendor_protocol`
+    temperatures: tuple[tuple[str, float], ...] = () # Stratum and temperature, where the benchmark prescribes them
     top_p: float = 1.0 # Nucleus, fraction in (0, 1]
     top_k: int = -1 # Tokens to draw from; -1 is all
     repetition_penalty: float = 1.0 # 1 is none
@@ -44,6 +45,13 @@ class Protocol:
                               "vendor_protocol(protocol, model, generation_config).")
         return Sampling(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k,
                         repetition_penalty=self.repetition_penalty)
+
+    def sampling_of(
+        self,
+        stratum: str, # Of the item that is asked
+    ) -> Sampling: # With the temperature of the stratum, where it has one
+        "What a generating request for an item of that stratum carries."
+        return replace(self.sampling, temperature=dict(self.temperatures).get(stratum, self.temperature))
 
     def max_tok(
         self,

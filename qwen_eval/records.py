@@ -38,6 +38,7 @@ class Request:
     "One item, ready to send to an engine."
     item_id: str # The item asked about
     epoch: int = 0 # Which repeat of the item, from 0
+    turn: int = 0 # Which question of the conversation, from 0
     mode: Literal["generate", "labels", "continuations"] = "generate" # What is wanted
     prompt: str = "" # The text as the model sees it, special tokens included
     prompt_ids: tuple[int, ...] = () # The same as token ids, shape (n_prompt_tok,)
@@ -82,6 +83,7 @@ class Completion:
     latency_s: float | None = None # Until the last token, seconds
     label_logprobs: tuple[float | None, ...] = () # Of `label_ids`, nats, (n_choices,); None: the engine did not say
     continuations: tuple[Continuation, ...] = () # Of `continuation_ids`, shape (n_choices,)
+    turns: tuple[str, ...] = () # Answers of the earlier turns, where the item is a conversation; `text` is the last
     error: str = "" # What went wrong, where `finish_reason` is "error"; why it was not asked, where "length"
     prompt_hash: str = "" # Copied from the request
 
@@ -91,7 +93,7 @@ class Completion:
         return self.item_id, self.epoch
 
 # %% ../nbs/00_records.ipynb #c15
-STATUSES = ("scored", "no_answer", "truncated", "engine_error", "not_scored")
+STATUSES = ("scored", "no_answer", "truncated", "engine_error", "no_verdict", "not_scored")
 COUNTED = ("scored", "no_answer", "truncated")
 
 # %% ../nbs/00_records.ipynb #c16
@@ -101,7 +103,7 @@ class Score:
     item_id: str # The item asked about
     epoch: int = 0 # Which repeat of the item, from 0
     value: float = math.nan # Primary score in the benchmark's range; NaN where nothing was judged
-    status: Literal["scored", "no_answer", "truncated", "engine_error", "not_scored"] = "scored" # How it came about
+    status: Literal["scored", "no_answer", "truncated", "engine_error", "no_verdict", "not_scored"] = "scored" # How
     answer: str | None = None # What was taken for the answer
     detail: str = "" # Why, in a few words a person can read
     metrics: dict[str, float] = field(default_factory=dict) # Other measurements side by side, by metric name

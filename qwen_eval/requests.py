@@ -215,9 +215,11 @@ def request_seed(
     seed: int, # Seed of the run
     item_id: str, # The item
     epoch: int, # Which repeat, from 0
+    turn: int = 0, # Which question of the conversation, from 0
 ) -> int: # In [0, 2**31)
     "Seed of one draw."
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{item_id}\0{epoch}".encode()).digest()[:4], "big") >> 1
+    drawn = f"{seed}\0{item_id}\0{epoch}" + (f"\0{turn}" if turn else "")
+    return int.from_bytes(hashlib.sha256(drawn.encode()).digest()[:4], "big") >> 1
 
 # %% ../nbs/31_requests.ipynb #c38
 def prompt_hash(
@@ -271,7 +273,7 @@ def _label_ids(tokenizer, text, labels, chat, beside):
         raise
 
 def _request(draft, variant, model, tokenizer, protocol, known):
-    "The request for the first epoch; sampling, seed and hash still open."
+    "The request for the first epoch; seed and hash still open."
     item, block, turns, (text, ids, endings) = draft
     drawn, max_tok = variant.mode == "generate", output_budget(variant, protocol)
     if not (drawn or getattr(block, variant.mode)):
@@ -284,6 +286,7 @@ def _request(draft, variant, model, tokenizer, protocol, known):
     if model.context_tok is not None: max_tok = min(max_tok, max(model.context_tok - n, 0))
     return Request(item_id=item.id, mode=variant.mode, prompt=text, prompt_ids=tuple(ids), messages=turns,
                    tools=block.tools, max_tok=max_tok, stop=variant.stop if drawn else (),
+                   sampling=protocol.sampling_of(item.stratum) if drawn else Sampling(),
                    label_ids=known[end], continuation_ids=tuple(map(tuple, endings)))
 
 # %% ../nbs/31_requests.ipynb #c48
@@ -302,14 +305,14 @@ def build_requests(
     n_shot = _checked_n_shot(pool, benchmark, variant, tokenizer, protocol, system)
     if variant.chat and tokenizer is not None: render_chat(tokenizer, as_messages(Block(question="?"), system=system))
     build, shots_of, known = _told(variant), _shots(pool, variant, n_shot, protocol.seed), {}
-    sampling = protocol.sampling if variant.mode == "generate" else Sampling()
+    if variant.mode == "generate": protocol.sampling_of("") # what cannot be drawn is said at once
 
     def stream():
         for shots, group in groupby(items, shots_of):
             shown = [build(s) for s in shots]
             while batch := list(islice(group, 256)):
                 for draft in _drafts(batch, build, shown, variant, tokenizer, protocol.thinking, system):
-                    request = replace(_request(draft, variant, model, tokenizer, protocol, known), sampling=sampling)
+                    request = _request(draft, variant, model, tokenizer, protocol, known)
                     for epoch in range(epochs): yield _seal(request, epoch, protocol.seed)
     return stream()
 

@@ -54,6 +54,7 @@ def parameters(
     return {"model": model, "preset": run.preset, "benchmark": run.benchmark, "protocol": study.protocol,
             "overrides": study.overrides, "limit": study.limit, "variant": study.variant, "n_shot": study.n_shot,
             "seed": study.seed, "engine": study.engine or None, "runs": str(run.plan.runs),
+            "judge": study.judge, "judge_tok": study.judge_tok,
             "allow_specimens": study.allow_specimens, "allow_unsafe_code": study.allow_unsafe_code, "output": place}
 
 # %% ../nbs/87_runner.ipynb #c11
@@ -69,11 +70,14 @@ def check_effective(
                              "template lost the tag 'parameters' of its first code cell?")
     wrong = {k: (v, found.get(k)) for k, v in asked.items() if found.get(k) != v}
     if wrong: raise IntegrityError(f"Run {run.path.name}: its notebook used other values (asked, used): {wrong}.")
-    if rest := unfinished(run): raise IntegrityError(rest)
+    if rest := unfinished(run, judged=not _judged_later(run)): raise IntegrityError(rest)
 
-def unfinished(run):
-    "What is left to do of a run, and how; empty where it is complete."
-    if run.state() == "complete": return ""
+def _judged_later(run): # by another model, when the engine that answers is closed
+    return run.jury is not None and not run.jury.shared
+
+def unfinished(run, judged=True):
+    "What is left to do of a run, and how; empty where it is complete, or has only to be judged."
+    if run.state() == "complete" or (not judged and run.n_done() == run.n_answers): return ""
     left, counts = run.n_answers - run.n_done(), run.run().counts if (run.path / "scores.parquet").exists() else {}
     rest = f"{left} of {run.n_answers} answers are missing or engine errors{_first_error(run)}" if left else \
         f"{counts.get('not_scored', 'all')} answers are not scored"
@@ -117,7 +121,7 @@ def shared_engine(
 ) -> Iterator[EngineProcess | None]: # None where nothing is left to ask
     "An engine process for a group of runs."
     p = runs[0].plan
-    if all(r.n_done() == r.n_answers for r in runs):
+    if all(r.n_done() == r.n_answers and (r.state() == "complete" or not (r.jury and r.jury.shared)) for r in runs):
         yield None
         return
     args = {}
@@ -238,7 +242,8 @@ def _attempt(group, study, context_tok, pages, parallel, say):
             if pages: failures = run_group(group, study, pages, address, parallel, say)
             else: failures = [f for r in group if (f := _plainly(r, study, address, say))]
             if process and failures: died = _ended(process)
-        return failures, died
+        waiting = [r for r in group if _judged_later(r) and r.n_done() == r.n_answers and r.state() != "complete"]
+        return failures + [f for r in waiting if (f := _plainly(r, study, None, say))], died
     except (QwenEvalError, OSError) as e:
         hint = "" if isinstance(e, QwenEvalError) else ". Make room, or name another folder, and run the same again."
         text = f"{e}{hint}"
@@ -254,7 +259,9 @@ def _plainly(run, study, address, say):
     "The same without a notebook: None, or the failure."
     say(f"{run.model}, {run.preset}: {run.benchmark}")
     how = {k: getattr(study, k) for k in ("limit", "variant", "n_shot", "seed", "allow_specimens", "allow_unsafe_code")}
+    how |= {"judge": study.judge, "judge_tok": study.judge_tok}
     how |= {"engine": study.engine or None, "order_seed": study.seed or 0, "runs": run.plan.runs, **study.overrides}
     try: evaluate(run.model, run.benchmark, run.preset, study.protocol, engine_address=address, progress=False, **how)
     except QwenEvalError as e: return Failure(run, str(e))
-    return Failure(run, rest) if (rest := unfinished(run)) else None
+    rest = unfinished(run, judged=address is None or not _judged_later(run))
+    return Failure(run, rest) if rest else None

@@ -247,7 +247,8 @@ def truncation_bounds(
     "How far truncation could have moved a score; NaN where nothing was judged."
     import numpy as np
     from qwen_eval.metrics import metrics
-    cut = (frame.status == "truncated") & ~frame.detail.str.startswith("not asked") # no budget would help those
+    unasked = frame.detail.str.contains(r"^(?:turn \d+: )?not asked") # no budget would help those
+    cut = (frame.status == "truncated") & ~unasked
     m, found = metrics.get(metric), []
     for end in m.range if m.higher_is_better else m.range[::-1]:
         values = _matrix(frame.assign(**{m.column: frame[m.column].mask(cut, end)}), m.column) # (n_items, n_epochs)

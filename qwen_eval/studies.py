@@ -15,6 +15,7 @@ from .checkpoints import series
 from .errors import ConfigError, QwenEvalError, UnknownNameError
 from .plans import FAKES, Plan, plan_run, survey
 from .hardware import require_fit
+from .judging import Jury, with_jury
 from .runs import Run
 from .sandbox import available
 from .scores import read_scores, settled
@@ -48,6 +49,8 @@ class Study:
     top_k: int | None = None # Tokens to draw from
     repetition_penalty: float | None = None # 1 is none
     epochs: int | None = None # Repeats of each item
+    judge: str | None = None # Who judges answers that no program can check: a model, or "none" to store them only
+    judge_tok: int | None = None # What a judge may write, tokens; None is what the benchmark's authors allow
     allow_specimens: bool = False # May hand-written items stand in, marked, where a benchmark's data are not found?
     allow_unsafe_code: bool = False # May generated programs run without a sandbox where there is none?
     engine: str = "" # A registered engine; empty is that of the settings
@@ -106,6 +109,7 @@ class Planned:
     preset: str # As the study names it
     benchmark: str # As the study names it
     allow_unsafe: bool = False # May programs run where nothing confines them?
+    jury: Jury | None = None # Who judges its answers, where they are judged
 
     @property
     def path(self) -> Path: # It need not exist
@@ -127,6 +131,11 @@ class Planned:
         kept = by_key(read_completions(self.path / "completions.jsonl")[0]).values()
         return sum(c.item_id in self.wanted and c.finish_reason != "error" for c in kept)
 
+    def judged_tok(self) -> int: # Tokens
+        "What the engine of its judge must hold."
+        kept = by_key(read_completions(self.path / "completions.jsonl")[0])
+        return self.jury.context_tok(kept, self.path, more=self.n_done() < self.n_answers)
+
     def run(self) -> Run | None: # None where nothing is stored
         "What is stored, as far as this study looks at it."
         return Run(self.path, self.plan.limit) if (self.path / "manifest.json").exists() else None
@@ -140,7 +149,8 @@ class Planned:
         if n < self.n_answers: return "partial" if n else "to do"
         if not (self.path / "scores.parquet").exists(): return "partial"
         run = self.run()
-        waits = run.counts["not_scored"] and (self.allow_unsafe or available())
+        may = self.jury is not None if self.plan.variant.judge else self.allow_unsafe or available()
+        waits = run.counts["not_scored"] and may
         whole = run.complete and settled(self.path, n, read_scores(self.path))
         return "complete" if whole and not waits else "partial"
 
@@ -179,10 +189,12 @@ def plan(
     for model in s.models:
         for preset in s.presets:
             for benchmark in s.benchmarks:
-                try: found = plan_run(model, benchmark, preset, s.protocol, item_set=loaded.get(benchmark), **kept)
+                try:
+                    found = plan_run(model, benchmark, preset, s.protocol, item_set=loaded.get(benchmark), **kept)
+                    found, jury = with_jury(found, s.judge, s.engine or None, judge_tok=s.judge_tok)
                 except QwenEvalError as e: wrong.setdefault(str(e), f"{model}, {preset}, {benchmark}")
                 else:
-                    planned.append(Planned(found, model, preset, benchmark, s.allow_unsafe_code))
+                    planned.append(Planned(found, model, preset, benchmark, s.allow_unsafe_code, jury))
                     loaded[benchmark] = found.item_set
     if wrong:
         said = "".join(f"\n  {where}: {why}" for why, where in wrong.items())
@@ -198,11 +210,13 @@ def contexts(
     needed, seen = {}, {}
     for r in plan.runs:
         key = (r.model, r.benchmark)
-        if key not in seen: seen[key] = survey(r.plan)[0]
+        if key not in seen: seen[key] = max(survey(r.plan)[0], r.judged_tok() if r.jury and r.jury.shared else 0)
         needed[r.model] = max(needed.get(r.model, 0), seen[key])
     for r in plan.runs:
         if r.plan.device is not None and r.plan.engine.name not in FAKES:
             require_fit(r.plan.model, r.plan.preset, r.plan.device, needed[r.model])
+        if r.jury and not r.jury.shared and r.jury.plan.device is not None:
+            require_fit(r.jury.plan.model, r.plan.preset, r.jury.plan.device, r.judged_tok())
     return needed
 
 # %% ../nbs/85_studies.ipynb #c17

@@ -12,7 +12,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 from .errors import ConfigError
-from .runs import Run, list_runs, summary
+from .records import STATUSES
+from .runs import Run, benchmark_label, list_runs, summary
 from .scores import read_scores
 from .settings import settings
 
@@ -34,8 +35,8 @@ def item_table(
     parts = []
     for r in runs:
         f = r.manifest["fingerprint"]
-        told = {"run_id": r.id, **{k: f[k]["id"] for k in ("model", "preset", "benchmark")},
-                "variant": f["benchmark"]["variant"]}
+        told = {"run_id": r.id, **{k: f[k]["id"] for k in ("model", "preset")},
+                "benchmark": benchmark_label(r.manifest), "variant": f["benchmark"]["variant"]}
         parts.append(pd.concat([pd.DataFrame(told, index=r.scores.index), r.scores], axis=1))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
@@ -57,7 +58,8 @@ def _cells(r):
             "preset": r["preset"], "metric": r["metric"], "%": number(100 * r["value"], ".1f") or "not scored",
             f"{r['level']:.0%} interval": f"{100 * r['low']:.1f} to {100 * r['high']:.1f}" if judged else "",
             "n": str(r["n_items"]) + (f" x {r['n_epochs']}" if r["n_epochs"] > 1 else ""),
-            **{k.replace("_", " "): str(r[k] or "") for k in ("truncated", "no_answer", "engine_error", "not_scored")},
+            **{k.replace("_", " "): str(r[k] or "") for k in STATUSES[1:]},
+            "verdicts not read": str(r.get("unread_verdicts") or ""),
             "tok/s": "" if pretends else number(r["output_tok_s"] or None, ".0f"),
             "seconds": "" if pretends else number(r["seconds"], ".1f"),
             "marks": _listed(r["marks"].upper(), "" if r["complete"] else "INCOMPLETE", _short(r["note"]))}

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from .errors import ConfigError, IntegrityError, QwenEvalError
 from .fetch import sha256
+from .judging import judged_items
 from .runs import items_of, open_run
 from .scorers.text import score_items
 from .scores import read_scores, unscored
@@ -90,7 +91,7 @@ def _identity(path, m):
     else: yield "ok", "the run's id is the hash of its fingerprint"
 
 def _files(path):
-    astray = sorted(f.name for f in Path(path).iterdir() if f.name not in (*FILES, SEAL, ".lock"))
+    astray = sorted(f.name for f in Path(path).iterdir() if f.name not in (*FILES, SEAL, ".lock", "judgments"))
     linked = [n for n in FILES if (Path(path) / n).is_symlink()]
     if linked: yield "broken", f"{', '.join(linked)} is a link to somewhere else"
     if astray: yield "warning", f"{', '.join(astray[:3])} ({len(astray)} in all) belongs to no run and is left out"
@@ -159,7 +160,7 @@ def _scores(m, stored, frame):
              and (row.status != "engine_error" or c.finish_reason == "error")] # else it was answered since
     if other: yield "broken", f"{len(other)} scores are those of other completions, {other[0]} among them"
 
-def _rescored(m, kept):
+def _rescored(path, m, kept):
     "Scores made anew, beside those that are kept."
     import msgspec
     from qwen_eval.datasets.declared import Variant
@@ -169,7 +170,8 @@ def _rescored(m, kept):
     variant = msgspec.convert(m["fingerprint"]["benchmark"]["declaration"], Variant)
     columns = kept["frame"][["item_id", "epoch", "status", "value"]]
     rows = {(i, e): (s, repr(float(v))) for i, e, s, v in columns.itertuples(index=False)}
-    pairs = [(kept["items"][k[0]], c) for k, c in kept["stored"].items() if k in rows]
+    items = {i.id: i for i in judged_items(path, list(kept["items"].values()), kept["stored"], variant)}
+    pairs = [(items[k[0]], c) for k, c in kept["stored"].items() if k in rows]
     anew = [s for s in score_items(pairs, variant.score, variant) if s.status != "not_scored"]
     moved = [s.key for s in anew if rows[s.key] != (s.status, repr(float(s.value)))]
     if moved: yield "warning", f"{len(moved)} of {len(anew)} scores come out differently now, {moved[0]} among them"
@@ -197,7 +199,7 @@ def _checks(path, m, deep):
     yield from (("items", lambda: _items(m, kept)), ("scores", table), ("completions", completions))
     if {"frame", "stored"} <= {*kept}:
         yield "scores", lambda: _scores(m, kept["stored"], kept["frame"])
-        if deep: yield "rescored", lambda: _rescored(m, kept)
+        if deep: yield "rescored", lambda: _rescored(path, m, kept)
     yield "seal", lambda: _seal(path)
 
 def _noted(check, run):

@@ -117,6 +117,7 @@ def test_too_narrow_says_how_wide():
 def test_every_mark_that_a_plan_can_set_has_words(tmp_path):
     from dataclasses import replace
 
+    from qwen_eval.judging import with_jury
     from qwen_eval.plans import plan_run
     from qwen_eval.presets import preset
     loud = replace(preset("balanced"), allow_uncalibrated_fp8=True)
@@ -125,5 +126,8 @@ def test_every_mark_that_a_plan_can_set_has_words(tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     file = tmp_path / "rows.jsonl"
     marks |= {*plan_run("smollm2_135m", "hellaswag", engine="fake", data_file=file, runs=tmp_path).marks}
+    judged = plan_run("smollm2_135m", "mt_bench", engine="fake", source="specimen", runs=tmp_path, answer_tok=64,
+                      temperature=0.5)
+    marks |= {*with_jury(judged, "smollm2_135m", "fake")[0].marks}
     assert marks | {"unverified"} == MARKS.keys() # set where nobody could pin the items: test_hub_source.py
     assert all(text != mark for mark, (_, text) in explain_marks([{"marks": sorted(marks)}]).items())

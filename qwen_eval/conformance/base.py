@@ -84,7 +84,7 @@ def watched(
 
 # %% ../../nbs/73_conformance.base.ipynb #c07
 families = Registry("family of checks", rooms=("qwen_eval.conformance.text", "qwen_eval.conformance.code",
-                                               "qwen_eval.conformance.bfcl"))
+                                               "qwen_eval.conformance.bfcl", "qwen_eval.conformance.judged"))
 
 # %% ../../nbs/73_conformance.base.ipynb #c08
 def conformance(

@@ -63,7 +63,8 @@ def field(
     return value
 
 # %% ../../nbs/20_datasets.base.ipynb #c14
-SPLITS = {s: s for s in ("train", "dev", "validation", "test", "prompt")} | {"valid": "validation", "val": "validation"}
+SPLITS = {s: s for s in ("train", "dev", "validation", "test", "prompt", "eval")}
+SPLITS |= {"valid": "validation", "val": "validation"}
 
 def sort_rows(
     table: Iterable[dict[str, Any]], # Rows as the source has them

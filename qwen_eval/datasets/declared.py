@@ -48,6 +48,11 @@ class Variant:
     shots: Literal["seeded", "first", "stratum"] = "seeded" # Examples: drawn, the pool's first, or those of the stratum
     shot_ids: tuple[str, ...] = () # Ids of the examples, where the authors name them
     task: str = "" # Instruction in place of the prompt builder's; before the examples where there is no chat
+    follow_up: str = "" # What is asked after an answer, by its name in `follow_ups`; empty: one question, one answer
+    turns: int = 1 # Most answers of a conversation
+    judge: str = "" # Who is asked what about an answer, by its name in `judges`; empty where no judge is needed
+    temperatures: tuple[tuple[str, float], ...] = () # Stratum and temperature, where the authors prescribe them
+    answer_tok: int | None = None # Budget of each answer, where the authors prescribe it, tokens
 
 # %% ../../nbs/19_datasets.declared.ipynb #c11
 _FIRST = ("prompt", "mode", "chat", "score", "metric", "extract", "n_shot", "shot_turns", "stop", "labels_beside",

@@ -216,7 +216,12 @@ class ReplayEngine(_WithoutModel):
     def _answer(self, request):
         known = self.recorded.get(request.key)
         if known is None: why = f"no completion was recorded for item {request.item_id!r}, epoch {request.epoch}"
-        elif known.prompt_hash and request.prompt_hash and known.prompt_hash != request.prompt_hash:
+        elif request.turn > (n := len(known.turns)):
+            why = f"of item {request.item_id!r}, {n + 1} answers were recorded; number {request.turn + 1} is asked for"
+        elif not request.turn and known.prompt_hash and request.prompt_hash not in ("", known.prompt_hash):
             why = f"item {request.item_id!r} was answered for prompt {known.prompt_hash}, not {request.prompt_hash}"
-        else: return replace(known, prompt_hash=request.prompt_hash or known.prompt_hash)
+        elif request.turn < n: # counts and times are those of the whole conversation, and come with its last answer
+            return Completion(item_id=known.item_id, epoch=known.epoch, text=known.turns[request.turn],
+                              ttft_s=known.ttft_s, prompt_hash=request.prompt_hash)
+        else: return replace(known, turns=(), prompt_hash=request.prompt_hash or known.prompt_hash)
         return self.refuse(request, why)

@@ -67,8 +67,8 @@ def estimate(
     missing = np.isnan(values)
     if values.size and max_error_rate < missing.mean() < 1:
         raise ConfigError(f"{missing.sum()} of {values.size} values of {metric or 'the metric'} are missing (engine "
-                          f"errors, or not scored), more than {max_error_rate:.0%}. Resume the run to try them "
-                          f"again, or pass max_error_rate={math.ceil(missing.mean() * 100) / 100}.")
+                          f"errors, no verdict, or not scored), more than {max_error_rate:.0%}. Resume the run to try "
+                          f"them again, or pass max_error_rate={math.ceil(missing.mean() * 100) / 100}.")
     judged = values[~missing.all(axis=1)]
     means = np.nanmean(judged, axis=1) if len(judged) else np.empty(0)
     n = len(means)
