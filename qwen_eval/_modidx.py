@@ -939,6 +939,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'qwen_eval/evaluation.py'),
                                       'qwen_eval.evaluation._check_before': ('evaluate.html#_check_before', 'qwen_eval/evaluation.py'),
                                       'qwen_eval.evaluation._check_engine': ('evaluate.html#_check_engine', 'qwen_eval/evaluation.py'),
+                                      'qwen_eval.evaluation._judged_by_another': ( 'evaluate.html#_judged_by_another',
+                                                                                   'qwen_eval/evaluation.py'),
                                       'qwen_eval.evaluation._missing': ('evaluate.html#_missing', 'qwen_eval/evaluation.py'),
                                       'qwen_eval.evaluation._opened': ('evaluate.html#_opened', 'qwen_eval/evaluation.py'),
                                       'qwen_eval.evaluation._room': ('evaluate.html#_room', 'qwen_eval/evaluation.py'),

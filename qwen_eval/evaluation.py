@@ -31,7 +31,7 @@ from .records import Completion
 from .requests import unasked
 from .runs import Run, items_of, open_run
 from .scorers.text import ScoreOptions
-from .scores import read_scores, score_run, settled, unscored
+from .scores import Beside, read_scores, score_run, settled, unscored
 from .settings import settings
 from .store import (RunWriter, Session, by_key, differences, environment, generate_stage, n_answered, now,
                              read_completions, read_manifest, run_id, update_manifest)
@@ -119,8 +119,8 @@ def _answers(plan, engine, requests):
     finally: getattr(answers, "close", lambda: None)()
     yield from without_room
 
-def _ask(plan, engine, start_s, writer, missing, progress):
-    "Ask for what is missing; whatever ends it early, the finished answers are kept."
+def _ask(plan, engine, start_s, writer, missing, progress, beside=None):
+    "Ask for what is missing; whatever ends it early, the finished answers are kept. `beside` scores them meanwhile."
     from tqdm.auto import tqdm
     todo, epochs = set(missing), range(plan.epochs)
     items = [i for i in plan.items[:plan.limit] if any((i.id, e) in todo for e in epochs)]
@@ -133,6 +133,7 @@ def _ask(plan, engine, start_s, writer, missing, progress):
             if c.key not in todo: raise EngineError(f"The engine answered {c.key}, which was not asked for.")
             todo.discard(c.key)
             writer.append(c)
+            if beside: beside.add(writer.stored[c.key])
             session.count(c)
             bar.set_postfix(tok=session.now["n_output_tok"], refresh=False)
             bar.update()
@@ -295,16 +296,20 @@ def carry_out(
         _begin(plan, writer.stored)
         if plan.judge: _borrow(plan, writer, hashes)
         asked = _missing(plan, hashes, writer.stored)
-        with _at_need(plan, engine, address, needed) as own:
-            if asked: _ask(plan, *own(), writer, asked, progress)
-            writer.sync() # no score outlives its answer
-            if jury and jury.shared: judge_answers(plan.path, writer.stored, jury, own, progress)
-        if jury and not jury.shared:
-            judged_tok = jury.context_tok(writer.stored, plan.path)
-            with _at_need(jury.plan, judge_engine, None, judged_tok) as theirs:
-                judge_answers(plan.path, writer.stored, jury, theirs, progress)
+        beside = Beside(plan.variant, plan.items, options) if asked and not plan.variant.judge else None
+        with beside or contextlib.nullcontext():
+            with _at_need(plan, engine, address, needed) as own:
+                if asked: _ask(plan, *own(), writer, asked, progress, beside)
+                writer.sync() # no score outlives its answer
+                if jury and jury.shared: judge_answers(plan.path, writer.stored, jury, own, progress)
+            ready = beside.finish() if beside else ()
+        if jury and not jury.shared: _judged_by_another(plan, writer, jury, judge_engine, progress)
         items = judged_items(plan.path, plan.items, writer.stored, plan.variant)
-        score_run(plan.path, plan.variant, items, writer.stored, options, progress, again=asked)
+        score_run(plan.path, plan.variant, items, writer.stored, options, progress, again=asked, ready=ready)
+
+def _judged_by_another(plan, writer, jury, engine, progress):
+    with _at_need(jury.plan, engine, None, jury.context_tok(writer.stored, plan.path)) as theirs:
+        judge_answers(plan.path, writer.stored, jury, theirs, progress)
 
 # %% ../nbs/71_evaluate.ipynb #c24
 def rescore(
