@@ -49,7 +49,8 @@ def _brief(error): # what `load` says of one source, less the rest
 def _check_cached(benchmark, settings):
     source, pinned = benchmark.source("pypi"), source_registry(settings).get(benchmark.data_id, {}).get("pypi", {})
     folder = f"{source.dist}-{source.version}-{pinned.get('wheel_sha256', '')[:12]}"
-    if not (settings.cache / "wheels" / folder / source.member).is_file():
+    members = pinned.get("members") or [source.member]
+    if not all((settings.cache / "wheels" / folder / m).is_file() for m in members):
         raise ConfigError(f"{source} was not fetched yet (qwen-eval benchmarks fetch {benchmark.id})")
 
 @contextlib.contextmanager
