@@ -1,5 +1,8 @@
+# ruff: noqa: E501 (a nasty text is one line of the table)
 """Free-form answers: code-to-text, similarity against published figures, surface rules, quality of stored runs."""
 import ast
+import contextlib
+import gzip
 import importlib.metadata
 import json
 import math
@@ -54,8 +57,8 @@ def functions_of(path):
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             alone = "".join(lines[node.lineno - 1:node.end_lineno])[node.col_offset:]
-            try: yield alone, ast.parse(alone)
-            except SyntaxError: pass # lines less indented than their function, such as those of a long string
+            with contextlib.suppress(SyntaxError): # lines less indented than their function, as in a long string
+                yield alone, ast.parse(alone)
 
 
 def test_what_ast_can_read_loses_its_docstring_and_nothing_else():
@@ -187,14 +190,14 @@ def test_identical_texts_score_one_and_nothing_scores_zero(encoder):
     for name in similarities.names():
         same, none = similarities.get(name)(texts, texts), similarities.get(name)([""] * 5, texts)
         assert np.allclose(same, 1) or name == "rouge_l", name # the library's words are Latin letters and digits
-        assert (none < 0.5).all() and (none == 0).all() or name == "bleu4", name
+        assert (none < 0.5).all() and ((none == 0).all() or name == "bleu4"), name
         with pytest.raises(ConfigError): similarities.get(name)(texts, texts[:2])
     assert rouge_l(["中文。"], ["中文。"])[0] == 0
 
 
 def test_equal_texts_are_encoded_once(encoder, monkeypatch):
     import qwen_eval.similarity as room
-    tokens, net = room._load_encoder()
+    tokens, _ = room._load_encoder()
     seen = []
     def counting(texts, **how):
         seen.extend(texts)
@@ -253,8 +256,7 @@ def test_real_answers_of_a_small_model():
     if settings().data is None: pytest.skip("needs QWEN_EVAL_DATA: real answers lie beside that folder")
     path = settings().data.parent / "outputs" / "smollm2_135m" / "gsm8k.jsonl.gz"
     if not path.is_file(): pytest.skip("needs the outputs of smollm2_135m")
-    import gzip
-    texts = [json.loads(line)["completion"] for line in gzip.open(path, "rt", encoding="utf-8")]
+    texts = [json.loads(line)["completion"] for line in gzip.decompress(path.read_bytes()).splitlines()]
     found = loops(texts)
     assert len(texts) == 1319 and 50 < found.sum() < 338 and refusals(texts).sum() <= 3
     assert repetition([t for t, is_loop in zip(texts, found, strict=True) if is_loop]).mean() > 0.6
@@ -275,7 +277,7 @@ def test_the_bootstrap_covers():
 
 def test_a_corpus_figure_with_its_interval_is_that_of_sacrebleu():
     rng = random.Random(1)
-    words = "add two numbers and return the sum of them all".split()
+    words = ["add", "two", "numbers", "and", "return", "the", "sum", "of", "them", "all"]
     wanted = [" ".join(rng.choices(words, k=9)) for _ in range(60)]
     said = [" ".join(w if rng.random() < 0.7 else "x" for w in r.split()) for r in wanted]
     rows = quality(said, wanted, ["corpus_bleu", "corpus_chrf"], rng=np.random.default_rng(0)).set_index("metric")
