@@ -201,6 +201,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'qwen_eval/datasets/base.py'),
                                          'qwen_eval.datasets.base._specimen': ( 'datasets.base.html#_specimen',
                                                                                 'qwen_eval/datasets/base.py'),
+                                         'qwen_eval.datasets.base._stem': ('datasets.base.html#_stem', 'qwen_eval/datasets/base.py'),
                                          'qwen_eval.datasets.base.describe_file': ( 'datasets.base.html#describe_file',
                                                                                     'qwen_eval/datasets/base.py'),
                                          'qwen_eval.datasets.base.field': ('datasets.base.html#field', 'qwen_eval/datasets/base.py'),

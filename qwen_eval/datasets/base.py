@@ -246,8 +246,10 @@ def _check_folder(folder):
     raise ConfigError(f"{folder}, named in QWEN_EVAL_DATA or [paths] data of settings.ini, is no folder. "
                       "Correct the name, or take it out to ask the hub and PyPI.")
 
+def _stem(benchmark): return next((s.member for s in benchmark.sources if s.kind == "file"), "") or benchmark.id
+
 def _from_folder(benchmark, known, settings):
-    names = [(benchmark.source("file").member or benchmark.id) + p for p in PACKAGINGS]
+    names = [_stem(benchmark) + p for p in PACKAGINGS]
     if settings.data is None: raise ConfigError("no folder is named in QWEN_EVAL_DATA or [paths] data of settings.ini")
     for name in names:
         if (settings.data / name).is_file(): return _load_file(benchmark, settings.data / name, "file", known, settings)
@@ -309,5 +311,5 @@ def load(
         except ConfigError as e: why.append(f"{kind}: {e}")
     if allow_specimens and source is None: return _specimen(benchmark, known, settings)
     raise ConfigError(f"No source has the items of {benchmark.id}. {' | '.join(why)} | What to do: name a folder that "
-                      f"holds {benchmark.id}.jsonl.gz in QWEN_EVAL_DATA (rows in the schema of the hub), or allow the "
-                      "few hand-written specimens (--allow-specimens).")
+                      f"holds {_stem(benchmark)}.jsonl.gz in QWEN_EVAL_DATA (rows in the schema of the hub), or allow "
+                      "the few hand-written specimens (--allow-specimens).")
