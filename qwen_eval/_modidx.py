@@ -133,6 +133,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'qwen_eval/conformance/bfcl.py'),
                                             'qwen_eval.conformance.bfcl._given': ( 'conformance.bfcl.html#_given',
                                                                                    'qwen_eval/conformance/bfcl.py'),
+                                            'qwen_eval.conformance.bfcl._glm': ( 'conformance.bfcl.html#_glm',
+                                                                                 'qwen_eval/conformance/bfcl.py'),
                                             'qwen_eval.conformance.bfcl._granite': ( 'conformance.bfcl.html#_granite',
                                                                                      'qwen_eval/conformance/bfcl.py'),
                                             'qwen_eval.conformance.bfcl._hermes': ( 'conformance.bfcl.html#_hermes',
