@@ -250,7 +250,8 @@ def test_a_part_without_the_pool_is_known(copy):
 
 def test_order_of_sources_and_messages(place):
     for b in benchmarks():
-        with pytest.raises(ConfigError, match=f"holds none of {b.id}.jsonl.gz"): load(b, "file", settings=place)
+        stem = b.source("file").member or b.id
+        with pytest.raises(ConfigError, match=f"holds none of {stem}.jsonl.gz"): load(b, "file", settings=place)
     os_env = {k: os.environ.get(k) for k in ("HF_ENDPOINT",)}
     try:
         os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"

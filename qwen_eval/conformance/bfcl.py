@@ -67,7 +67,11 @@ def _xlam(text):
     made = made if isinstance(made, list) else made.get("tool_calls", [])
     return [{c.get("name", ""): c.get("arguments", {})} for c in made if isinstance(c, dict)]
 
-_DOCUMENTS = (("hermes", _hermes), ("granite", _granite), ("xlam", _xlam))
+def _glm(text):
+    name, arguments = text.split("\n")[:2] if "\n" in text else (text, "null")
+    return [{name: json.loads(arguments)}]
+
+_DOCUMENTS = (("hermes", _hermes), ("granite", _granite), ("xlam", _xlam), ("glm", _glm))
 
 def calls_2024(
     result: Any, # What a model answered: a text, or a list of `{name: arguments}` with arguments as JSON
@@ -77,7 +81,7 @@ def calls_2024(
     "The calls of a published answer; raises `ValueError` where its handler found none."
     try:
         if isinstance(result, list): found = [_given(c) for c in result]
-        elif re.search("FC(-Any|-Auto)?$|gemini", model): raise ValueError("a text, no calls")
+        elif re.search("[-_]fc(-any|-auto|-optimized)?$|gemini", model, re.I): raise ValueError("a text, no calls")
         else:
             read = next((r for name, r in _DOCUMENTS if re.search(name, model, re.I)), None)
             found = read(result) if read else _read_text(result, model, language)

@@ -279,11 +279,13 @@ def _check_folder(folder):
     raise ConfigError(f"{folder}, named in QWEN_EVAL_DATA or [paths] data of settings.ini, is no folder. "
                       "Correct the name, or take it out to ask the hub and PyPI.")
 
+def _stem(benchmark): return next((s.member for s in benchmark.sources if s.kind == "file"), "") or benchmark.data_id
+
 def _from_folder(benchmark, known, settings):
     if own := benchmark.source("file").path:
         if Path(own).is_file(): return _load_file(benchmark, Path(own), "file", known, settings)
         raise ConfigError(f"{own}, named as the path of {benchmark.id}, is no file")
-    names = [(benchmark.source("file").member or benchmark.data_id) + p for p in PACKAGINGS]
+    names = [_stem(benchmark) + p for p in PACKAGINGS]
     if settings.data is None: raise ConfigError("no folder is named in QWEN_EVAL_DATA or [paths] data of settings.ini")
     for name in names:
         if (settings.data / name).is_file(): return _load_file(benchmark, settings.data / name, "file", known, settings)
@@ -360,7 +362,7 @@ def load(
     if allow_specimens and source is None and not bare: return _specimen(benchmark, known, settings)
     if bare: raise ConfigError(f"{benchmark.id} cannot be loaded. {' | '.join(why)}. Correct its path or hub id.")
     raise ConfigError(f"No source has the items of {benchmark.id}. {' | '.join(why)} | What to do: name a folder that "
-                      f"holds {benchmark.data_id}.jsonl.gz in QWEN_EVAL_DATA (rows in the schema of the hub), or allow "
+                      f"holds {_stem(benchmark)}.jsonl.gz in QWEN_EVAL_DATA (rows in the schema of the hub), or allow "
                       "the few hand-written specimens (--allow-specimens).")
 
 # %% ../../nbs/20_datasets.base.ipynb #c51
