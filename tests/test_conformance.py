@@ -290,6 +290,10 @@ def test_rules_of_both_releases(lab):
     other = "def find_char_long(text): return set(text.split())"
     assert judged([task["target"], other], **task)[1].value == 1
     assert [s.value for s in judged([task["target"], other], "oracle-0.2", **task)] == [1, 0]
+    words = "def find_char_long(text): return tuple(set(text.split()))" # in an order that the hash seed decides
+    task |= {"target": words, "base_input": [["a b c d e f g"]], "plus_input": [["a"]]}
+    assert judged([words], **task)[0].value == 1
+    assert judged([words], "oracle-0.2", **task)[0].metrics == {"pass@1_base": 0, "pass@1_plus": 1}
 
 
 @sandboxed
