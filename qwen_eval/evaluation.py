@@ -9,7 +9,6 @@ __all__ = ['consult', 'judge_engine_for', 'judge_answers', 'evaluate', 'carry_ou
 import contextlib
 import errno
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,82 +16,23 @@ from typing import Any
 from .conversations import converse
 from .datasets.base import ItemSet, item_order
 from .datasets.declared import Benchmark, Variant
-from .engines.all import default_engine, start
+from .engines.all import default_engine
 from .engines.base import Engine, EngineInfo
 from .errors import ConfigError, EngineError, IntegrityError, QwenEvalError
-from .hardware import require_fit
 from .judges.base import texts_hash
-from .judging import Jury, check_judge, judged_items, jury_for, lenders, with_jury
+from .judging import Jury, check_judge, judged_items, judgment_folder, jury_for, lenders, with_jury
 from .models import Model
-from .plans import FAKES, Plan, engine_name, fingerprint, plan_run, survey, who_answers
-from .presets import Preset, engine_args
+from .opening import at_need, check_before, check_engine, room_of
+from .plans import Plan, fingerprint, plan_run, survey
+from .presets import Preset
 from .protocols import Protocol
 from .records import Completion
 from .requests import unasked
 from .runs import Run, items_of, open_run
 from .scorers.text import ScoreOptions
 from .scores import Beside, read_scores, score_run, settled, unscored
-from .settings import settings
 from .store import (RunWriter, Session, by_key, differences, environment, generate_stage, n_answered, now,
                              read_completions, read_manifest, run_id, update_manifest)
-
-# %% ../nbs/71_evaluate.ipynb #c05
-@contextlib.contextmanager
-def _opened(plan, engine, address, context_tok):
-    if hasattr(engine, "run"):
-        yield engine
-        return
-    name, args = engine_name(engine), {}
-    if address is None and name not in FAKES:
-        args = engine_args(plan.preset, plan.model, plan.device, context_tok)
-        if dtype := settings().engine.get("dtype"): args["dtype"] = dtype
-    with start(name, plan.located and plan.located.path, args, address, seed=plan.protocol.seed) as found:
-        _check_engine(plan, found, context_tok)
-        if address and name not in FAKES: _check_arguments(plan, found)
-        yield found
-
-@contextlib.contextmanager
-def _at_need(plan, engine, address, context_tok):
-    "A function that gives the engine, which is opened when it is called first."
-    with contextlib.ExitStack() as stack:
-        opened = []
-        def get():
-            begin = time.perf_counter()
-            if not opened: opened.append(stack.enter_context(_opened(plan, engine, address, context_tok)))
-            return opened[0], round(time.perf_counter() - begin, 3)
-        yield get
-
-# %% ../nbs/71_evaluate.ipynb #c38
-def _check_before(plan, engine, address, context_tok):
-    "What can be known of the engine before anything starts or is written."
-    if hasattr(engine, "run"): _check_engine(plan, engine, context_tok)
-    elif address is None and plan.device: require_fit(plan.model, plan.preset, plan.device, context_tok)
-
-def _check_engine(plan, engine, context_tok):
-    i, wanted, v = engine.info, plan.engine, plan.variant
-    if (i.name, i.version) != (wanted.name, wanted.version):
-        raise ConfigError(f"The engine is {i.name} {i.version}; the run is planned for {wanted.name} {wanted.version}.")
-    if plan.device and i.device and i.device != plan.device.kind:
-        raise ConfigError(f"The engine runs on {i.device!r}; the run is planned for {plan.device.kind!r} "
-                          f"({plan.device.name}). Set [engine] device, or install the vLLM build for that device.")
-    if not engine.capabilities.serves(v.mode):
-        can = [n for n, x in plan.benchmark.variants.items() if engine.capabilities.serves(x.mode)]
-        raise ConfigError(f"{plan.benchmark.id}/{plan.variant_name} needs {v.mode}, which the engine {i.name} does not "
-                          f"give. Variants that it can serve: {', '.join(can) or 'none'}.")
-    loaded = i.effective.get("checkpoint")
-    if plan.located and loaded and Path(loaded).resolve() != plan.located.path.resolve():
-        raise ConfigError(f"The engine has loaded {loaded}; the run is planned for {plan.located.path}.")
-    if (room := _room_of(i)) and context_tok > room:
-        raise ConfigError(f"The engine holds {room} tokens; {plan.benchmark.id} needs {context_tok}. "
-                          "Start it with a max_model_len of at least that (required_context), or lower the budgets.")
-
-def _room_of(info): return info.effective.get("max_model_len") or info.args.get("max_model_len") # tokens, or None
-
-def _check_arguments(plan, engine):
-    own = who_answers(engine, plan.preset, plan.model, plan.located, plan.device).args
-    if own == plan.engine.args: return
-    raise ConfigError(f"The engine at that address was not started as preset {plan.preset.id!r} asks: it differs in "
-                      f"{', '.join(f'{k}={v}' for k, v in own.items())}. Start one for this preset.")
 
 # %% ../nbs/71_evaluate.ipynb #c07
 def _missing(plan, hashes, stored):
@@ -112,7 +52,7 @@ def _answers(plan, engine, requests):
         for r in requests:
             if r.max_tok: yield r
             else: without_room.append(unasked(r, plan.model.context_tok))
-    room = _room_of(engine.info)
+    room = room_of(engine.info)
     if plan.variant.follow_up: answers = converse(engine.run, askable(), lambda r, said: plan.follow(r, said, room))
     else: answers = engine.run(askable())
     try: yield from answers
@@ -210,7 +150,7 @@ def consult(
         _begin(plan, writer.stored)
         if missing := _missing(plan, hashes, writer.stored):
             found, start_s = engine()
-            _check_engine(plan, found, 0)
+            check_engine(plan, found, 0)
             _ask(plan, found, start_s, writer, missing, progress)
         return {k[0]: c for k, c in writer.stored.items() if k in hashes}
 
@@ -222,8 +162,8 @@ def judge_engine_for(
 ): # A function that gives the engine and the seconds that its start took, when it is called
     "The engine of a judge, started when it is needed and closed afterwards; raises `ConfigError` where it cannot be."
     needed = survey(plan)[0]
-    _check_before(plan, engine, None, needed)
-    with _at_need(plan, engine, None, needed) as get: yield get
+    check_before(plan, engine, None, needed)
+    with at_need(plan, engine, None, needed) as get: yield get
 
 # %% ../nbs/71_evaluate.ipynb #c36
 def judge_answers(
@@ -289,16 +229,16 @@ def carry_out(
     needed = max(needed, context_tok, judged_tok if jury and jury.shared else 0)
     behind = not hashes.keys().isdisjoint(unscored(stored, frame)) or not settled(plan.path, n_answered(stored), frame)
     if not missing and not behind: return
-    if missing: _check_before(plan, engine, address, needed)
-    if jury and jury.shared: _check_before(jury.plan, engine, address, needed)
-    elif jury: _check_before(jury.plan, judge_engine, None, judged_tok)
+    if missing: check_before(plan, engine, address, needed)
+    if jury and jury.shared: check_before(jury.plan, engine, address, needed)
+    elif jury: check_before(jury.plan, judge_engine, None, judged_tok)
     with _room(plan.path), RunWriter(plan.path) as writer:
         _begin(plan, writer.stored)
         if plan.judge: _borrow(plan, writer, hashes)
         asked = _missing(plan, hashes, writer.stored)
         beside = Beside(plan.variant, plan.items, options) if asked and not plan.variant.judge else None
         with beside or contextlib.nullcontext():
-            with _at_need(plan, engine, address, needed) as own:
+            with at_need(plan, engine, address, needed) as own:
                 if asked: _ask(plan, *own(), writer, asked, progress, beside)
                 writer.sync() # no score outlives its answer
                 if jury and jury.shared: judge_answers(plan.path, writer.stored, jury, own, progress)
@@ -308,7 +248,7 @@ def carry_out(
         score_run(plan.path, plan.variant, items, writer.stored, options, progress, again=asked, ready=ready)
 
 def _judged_by_another(plan, writer, jury, engine, progress):
-    with _at_need(jury.plan, engine, None, jury.context_tok(writer.stored, plan.path)) as theirs:
+    with at_need(jury.plan, engine, None, jury.context_tok(writer.stored, plan.path)) as theirs:
         judge_answers(plan.path, writer.stored, jury, theirs, progress)
 
 # %% ../nbs/71_evaluate.ipynb #c24
@@ -330,12 +270,21 @@ def rescore(
     if judge is not None:
         path, jury = _with_judge(run, items, judge, judge_engine, judge_tok)
         judged_tok = jury.context_tok(run.completions(), path)
-        _check_before(jury.plan, judge_engine, None, judged_tok)
-        with _room(path), RunWriter(path) as w, _at_need(jury.plan, judge_engine, None, judged_tok) as theirs:
+        check_before(jury.plan, judge_engine, None, judged_tok)
+        with _room(path), RunWriter(path) as w, at_need(jury.plan, judge_engine, None, judged_tok) as theirs:
             judge_answers(path, w.stored, jury, theirs, progress)
+    if variant.judge: _check_judgments(path)
     with _room(path), RunWriter(path) as w:
         score_run(path, variant, judged_items(path, items, w.stored, variant), w.stored, options, progress, fresh=True)
     return Run(path, run.limit)
+
+def _check_judgments(path):
+    "A run that was judged keeps its scores where what the judge said did not come along."
+    folder = judgment_folder(path, m := read_manifest(path))
+    if folder and not folder.is_dir():
+        raise ConfigError(f"Run {path.name} was judged by {m['judge']['model']}, and what it said is not here: "
+                          f"judgments/{folder.name} is missing in the run's folder. Copy it from where the run was "
+                          "made, or judge the answers again (judge=..., --judge MODEL).")
 
 def _asked_in(run, benchmark):
     "The variant and the items of a stored run, in its order."

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from .datasets.base import ItemSet
 from .datasets.declared import Benchmark, Variant
 from .engines.base import Engine
-from .errors import ConfigError
+from .errors import ConfigError, IntegrityError
 from .judges.base import JudgeProtocol, judge_items, judges, texts_hash, with_judgments
 from .models import Model
 from .models import model as find_model
@@ -150,7 +150,8 @@ def lenders(
     found = []
     for file in sorted(plan.runs.glob(f"*--{plan.path.name.split('--')[1]}--*/manifest.json")):
         if file.parent == plan.path: continue
-        theirs = dict(read_manifest(file.parent).get("fingerprint", {}))
+        try: theirs = dict(read_manifest(file.parent).get("fingerprint", {}))
+        except IntegrityError: continue # a broken run lends nothing; whoever lists runs is warned of it
         theirs.pop("judge", None)
         if not differences(mine, theirs): found.append(file.parent)
     return found

@@ -3,6 +3,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from qwen_eval.models import Model
 from qwen_eval.plans import plan_run, survey
 from qwen_eval.records import Completion
 from qwen_eval.runner import run_study
-from qwen_eval.runs import benchmark_label, list_runs, summary
+from qwen_eval.runs import benchmark_label, list_runs, open_run, summary
 from qwen_eval.settings import settings
 from qwen_eval.store import read_completions, read_manifest
 from qwen_eval.studies import Study, contexts, plan
@@ -250,6 +251,13 @@ def test_rescoring_needs_no_engine_and_says_what_is_missing(how):
     assert engine.n_requests == 6
 
 
+def test_scores_outlive_judgments_that_did_not_come_along(how):
+    run = evaluate(TOY, "mt_bench", engine=FakeEngine(talk), judge=TOY, **how)
+    shutil.rmtree(run.path / "judgments")
+    with pytest.raises(ConfigError, match="judged by toy, and what it said is not here"): rescore(run, progress=False)
+    assert run.estimate().value == 7 and open_run(run.id, root=how["runs"]).counts["scored"] == 8
+
+
 def test_a_stored_run_is_judged_later_by_another(how):
     bare = evaluate(TOY, "mt_bench", engine=FakeEngine(talk), judge="none", **how)
     judge = FakeEngine(lambda r: "[[3]]")
@@ -310,7 +318,7 @@ def test_a_real_engine_holds_conversations_and_judges_itself_without_a_second(ho
     (folder / "config.json").write_text(json.dumps(told | {"max_position_embeddings": 4096}))
     (folder / "chat_template.jinja").write_text(
         "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: ")
-    monkeypatch.setattr("qwen_eval.evaluation.start", lambda *a, **kw: (started.append(a[0]), start(*a, **kw))[1])
+    monkeypatch.setattr("qwen_eval.opening.start", lambda *a, **kw: (started.append(a[0]), start(*a, **kw))[1])
     same = {"engine": "transformers", "judge": str(folder), "answer_tok": 6, "limit": 2, **how}
     talked = evaluate(str(folder), "mt_bench", judge_tok=6, **same)
     assert started == ["transformers"] and talked.complete
