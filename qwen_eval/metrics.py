@@ -21,6 +21,7 @@ class Metric:
     range: tuple[float, float] = (0.0, 1.0) # Lowest and highest possible value
     higher_is_better: bool = True # Direction
     weights: str = "" # How strata count, by its name in `stratum_weights`; empty: every item counts the same
+    item_weight: str = "" # Column with how much an item counts, 0 for not at all; empty: every item the same
     estimand: str = "mean over the population of items" # Of what
 
 # %% ../nbs/59_metrics.ipynb #c06
@@ -50,3 +51,22 @@ metrics.add("mc2", Metric(id="mc2", column="mc2", label="MC2", kind="bounded"))
 
 metrics.add("acc_macro", Metric(id="acc_macro", column="acc", label="Accuracy, mean of the parts", weights="equal",
                                 estimand="mean over the parts of the benchmark, each counted the same"))
+
+# %% ../nbs/59_metrics.ipynb #c16
+for _id, _column, _label, _weight, _estimand in (
+    ("exact_set", "exact_set", "Exact API set", "has_distractors", "mean over the queries that have distractors"),
+    ("exact_set_all", "exact_set", "Exact API set, all queries", "", "mean over the population of items"),
+    ("prompt_strict", "prompt_strict", "Prompts, strict", "", "mean over the population of items"),
+    ("prompt_loose", "prompt_loose", "Prompts, loose", "", "mean over the population of items"),
+): metrics.add(_id, Metric(id=_id, column=_column, label=_label, item_weight=_weight, estimand=_estimand))
+
+for _id, _label, _weight, _estimand in (
+    ("api_precision", "API precision", "", "mean over the population of items"),
+    ("api_recall", "API recall", "", "mean over the population of items"),
+    ("api_f1", "API F1", "", "mean over the population of items"),
+    ("api_f1_select_all", "API F1 of naming every candidate", "", "mean over the population of items"),
+    ("valid_call_rate", "Valid calls", "n_named", "share of the APIs that are named"),
+    ("inst_strict", "Instructions, strict", "n_instructions", "share of the instructions"),
+    ("inst_loose", "Instructions, loose", "n_instructions", "share of the instructions"),
+):
+    metrics.add(_id, Metric(id=_id, column=_id, label=_label, kind="bounded", item_weight=_weight, estimand=_estimand))
