@@ -54,7 +54,8 @@ def correct_letter(
 
 # %% ../nbs/30_prompts.ipynb #c16
 prompts = Registry("prompt", rooms=("qwen_eval.choice_prompts", "qwen_eval.code_prompts",
-                                    "qwen_eval.math_prompts"))
+                                    "qwen_eval.math_prompts",
+                                    "qwen_eval.toolllama_prompts", "qwen_eval.ifeval_prompts"))
 
 # %% ../nbs/30_prompts.ipynb #c18
 @prompts.register("gsm8k-fewshot")

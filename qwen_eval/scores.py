@@ -181,8 +181,8 @@ def _by_item_weight(frame, metric, plain):
     from qwen_eval.stats.intervals import ratio
     kept = frame[frame.status.isin(COUNTED)]
     if kept[metric.item_weight].nunique() < 2: return plain
-    parts = kept.assign(part=kept[metric.column] * kept[metric.item_weight]).groupby("order")[["part", metric.item_weight]]
-    part, weight = parts.sum().to_numpy(float).T # (n_items,) each
+    parts = kept.assign(part=kept[metric.column] * kept[metric.item_weight]).groupby("order")
+    part, weight = parts[["part", metric.item_weight]].sum().to_numpy(float).T # (n_items,) each
     value, low, high = ratio(part / weight, weight, metric.range, plain.level)
     return replace(plain, value=value, low=low, high=high, method="wilson (ratio)")
 
