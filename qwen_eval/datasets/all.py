@@ -10,11 +10,14 @@ from .declared import Benchmark
 from .choice import arc_challenge, hellaswag, mmlu, truthfulqa
 from .code import humaneval, mbpp
 from .math import gsm8k, math500
+from .ifeval import ifeval
+from .toolllama import toolllama
 from ..registry import Registry
 
 # %% ../../nbs/29_datasets.all.ipynb #c05
 _catalogue = Registry("benchmark")
-for _b in (humaneval, mbpp, gsm8k, arc_challenge, hellaswag, mmlu, truthfulqa, math500): _catalogue.add(_b.id, _b)
+for _b in (humaneval, mbpp, gsm8k, arc_challenge, hellaswag, mmlu, truthfulqa, math500, toolllama, ifeval):
+    _catalogue.add(_b.id, _b)
 
 def benchmarks() -> Registry: # Benchmark id -> `Benchmark`, in the order of the study
     "All declared benchmarks."
