@@ -22,8 +22,8 @@ def api_names(
     "A name for each API that a model can call it by."
     names = []
     for tool, endpoint in apis:
-        name = _from_letter(f"{_from_letter(name_key(endpoint) or 'call')}_for_{name_key(tool) or 'tool'}"[-64:])[:64]
-        tries = (name, *(f"{name[:60]}_{k}" for k in range(2, len(names) + 3)))
+        name = _from_letter(f"{_from_letter(name_key(endpoint) or 'call')}_for_{name_key(tool) or 'tool'}"[-64:])[:64].rstrip("_")
+        tries = (name, *(f"{name[:60].rstrip('_')}_{k}" for k in range(2, len(names) + 3)))
         names.append(next(n for n in tries if n not in names))
     return names
 
