@@ -23,7 +23,7 @@ SPLIT_CHARS = 200_000
 def sentences(
     text: str, # Any text
 ) -> list[str]: # In order, without the space between them
-    "The sentences of a text; raises `ConfigError` where Punkt's model cannot be fetched, `IntegrityError` if it differs."
+    "The sentences of a text; `ConfigError` where Punkt's model cannot be fetched, `IntegrityError` where it differs."
     return _punkt().tokenize(text[:SPLIT_CHARS])
 
 @functools.cache

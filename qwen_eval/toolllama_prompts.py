@@ -56,7 +56,7 @@ def api_tools(
 ) -> Block: # With the candidates as tools
     "A query for a chat model that calls tools in its template's own form."
     return Block(question=item.question.strip(), tools=tuple(map(_tool, shown_apis(item))),
-                 task="Make every function call that this needs now, in one reply: no result will come back in between.")
+                 task="Make every function call that this needs now, in one reply: no result comes back in between.")
 
 _TYPES = {"number": "number", "boolean": "boolean", "array": "array", "object": "object"} # all others are texts
 

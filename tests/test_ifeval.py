@@ -224,7 +224,7 @@ def test_a_run_from_specimens_to_four_estimates(tmp_path, punkt):
     run = evaluate(Model(id="toy", context_tok=8192), "ifeval", engine=FakeEngine(lambda r: "My answer is yes."), source="specimen",
                    runs=tmp_path, answer_tok=64, progress=False)
     found = run.estimates()
-    assert list(found)[0] == "prompt_strict" and {"prompt_loose", "inst_strict", "inst_loose"} <= found.keys()
+    assert next(iter(found)) == "prompt_strict" and {"prompt_loose", "inst_strict", "inst_loose"} <= found.keys()
     assert 0 < found["prompt_strict"].value < found["inst_strict"].value < 1
 
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (an answer and what is read from it are one line of the table)
 "API selection: the reference is right, chance is chance, naming everything is no skill, and n says what is counted."
 import json
 import math

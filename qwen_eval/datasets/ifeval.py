@@ -63,7 +63,8 @@ def _arguments(kind, given):
 
 def _check_pattern(kind, pattern):
     try: re.compile(pattern)
-    except (re.error, TypeError) as e: raise IntegrityError(f"{kind}: {pattern!r} is no regular expression ({e})") from None
+    except (re.error, TypeError) as e:
+        raise IntegrityError(f"{kind}: {pattern!r} is no regular expression ({e})") from None
 
 # %% ../../nbs/25_datasets.ifeval.ipynb #c12
 ifeval = Benchmark(

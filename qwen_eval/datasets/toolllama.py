@@ -22,7 +22,8 @@ def api_names(
     "A name for each API that a model can call it by."
     names = []
     for tool, endpoint in apis:
-        name = _from_letter(f"{_from_letter(name_key(endpoint) or 'call')}_for_{name_key(tool) or 'tool'}"[-64:])[:64].rstrip("_")
+        whole = f"{_from_letter(name_key(endpoint) or 'call')}_for_{name_key(tool) or 'tool'}"
+        name = _from_letter(whole[-64:])[:64].rstrip("_")
         tries = (name, *(f"{name[:60].rstrip('_')}_{k}" for k in range(2, len(names) + 3)))
         names.append(next(n for n in tries if n not in names))
     return names
@@ -53,10 +54,12 @@ def toolllama_row(
     names = api_names(list(apis))
     kept = [{"name": n, "tool": a["tool_name"], "endpoint": a["api_name"], "relevant": key in wanted,
              "description": str(a.get("api_description") or ""), "required": _parameters(a, "required_parameters"),
-             "optional": _parameters(a, "optional_parameters")} for n, (key, a) in zip(names, apis.items(), strict=True)]
+             "optional": _parameters(a, "optional_parameters")}
+            for n, (key, a) in zip(names, apis.items(), strict=True)]
     together = hashlib.sha256("\0".join(sorted(names)).encode()).hexdigest()[:12]
     return Item(id=str(row.get("query_id", default_id)), question=field(row, "query"), extra={"apis": kept},
-                target=[a["name"] for a in kept if a["relevant"]], stratum=str(row.get("group") or ""), cluster=together)
+                target=[a["name"] for a in kept if a["relevant"]], stratum=str(row.get("group") or ""),
+                cluster=together)
 
 def _parameters(api, which):
     return [{"name": str(p.get("name") or ""), "type": str(p.get("type") or ""),

@@ -29,4 +29,5 @@ def ifeval_scorer(
     found = {"prompt_strict": float(all(strict)), "prompt_loose": float(all(loose)),
              "inst_strict": sum(strict) / n, "inst_loose": sum(loose) / n, "n_instructions": float(n)}
     said = f"{n - len(left)} of {n} followed" if text.strip() else None
-    return settle(completion, found["prompt_strict"], said, f"not followed: {', '.join(left)}"[:500] if left else "", found)
+    why = f"not followed: {', '.join(left)}"[:500] if left else ""
+    return settle(completion, found["prompt_strict"], said, why, found)

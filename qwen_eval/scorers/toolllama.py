@@ -60,7 +60,8 @@ def called_names(
 def _called(block):
     "Names of the calls in a text that should be JSON."
     try: read = json.loads(block)
-    except (ValueError, RecursionError): return _CALL.findall(block) or (_NAME.findall(block) if block[:1] in "{\n" else [])
+    except (ValueError, RecursionError):
+        return _CALL.findall(block) or (_NAME.findall(block) if block.lstrip()[:1] == "{" else [])
     read = read if isinstance(read, list) else [read]
     names = [(r.get("function") if isinstance(r.get("function"), dict) else r).get("name") for r in read
              if isinstance(r, dict)]

@@ -120,7 +120,7 @@ def ratio(
     range: tuple[float, float] = (0.0, 1.0), # Lowest and highest possible value
     level: float = 0.95, # Confidence level, fraction in (0, 1)
 ) -> tuple[float, float, float]: # Weighted mean, lower and upper end; NaN where there are no items
-    "A ratio of sums over items with Wilson's interval at the effective number; `ConfigError` for a weight of 0 or less."
+    "A ratio of sums over items with Wilson's interval at the effective number; `ConfigError` for a weight <= 0."
     values, weights, (low, high) = np.asarray(values, float), np.asarray(weights, float), range
     if not (weights > 0).all(): raise ConfigError(f"weight {weights.min()} of an item; leave out what does not count.")
     n = len(values)
