@@ -174,7 +174,8 @@ def weigh(
     return _by_item_weight(frame, m, found) if m.item_weight else found
 
 def _that_count(frame, metric): # an answer that the engine could not make has no weight, and counts as missing
-    return frame[frame[metric.item_weight] != 0] if metric.item_weight else frame
+    if not metric.item_weight: return frame
+    return frame[frame.groupby("order")[metric.item_weight].transform("max") != 0] # of all its epochs
 
 def _by_item_weight(frame, metric, plain):
     "The same as a ratio of sums, where items do not count the same."
@@ -186,6 +187,11 @@ def _by_item_weight(frame, metric, plain):
     value, low, high = ratio(part / weight, weight, metric.range, plain.level)
     return replace(plain, value=value, low=low, high=high, method="wilson (ratio)")
 
+def _matrix(frame, column): # shape (n_items, n_epochs), NaN where nothing was judged
+    kept = frame[column].where(frame.status.isin(COUNTED))
+    return frame.assign(kept=kept).pivot(index="order", columns="epoch", values="kept").to_numpy(float)
+
+# %% ../nbs/69_scores.ipynb #c29
 def _over_strata(frame, metric, plain):
     "The same of the weighted mean of the strata; NaN where those that the metric wants are not all there."
     from qwen_eval.metrics import stratum_weights
@@ -205,10 +211,6 @@ def measured(frame):
         if m.item_weight: return m.item_weight in frame and bool((frame[m.item_weight] > 0).any())
         return not m.weights or bool(stratum_weights.get(m.weights)(frame.stratum.value_counts().to_dict()))
     return [m.id for m in metrics if there(m)]
-
-def _matrix(frame, column): # shape (n_items, n_epochs), NaN where nothing was judged
-    kept = frame[column].where(frame.status.isin(COUNTED))
-    return frame.assign(kept=kept).pivot(index="order", columns="epoch", values="kept").to_numpy(float)
 
 # %% ../nbs/69_scores.ipynb #c25
 def truncation_bounds(

@@ -154,6 +154,10 @@ def test_ratio_metrics_count_calls():
     texts = {"1": f'["{item.target[0]}"]', "x": '["a", "b", "c"]'}
     frame = table([item, other], lambda i: texts[i.id])
     assert weigh(frame, "valid_call_rate").value == 0.25 and weigh(frame, "valid_call_rate").method == "wilson (ratio)"
+    v = toolllama.variants["prompted"]
+    said = [Completion(item_id=item.id, epoch=n, text=t) for n, t in enumerate((texts["1"], texts["x"], "No."))]
+    frame = score_frame(score_items([(item, c) for c in said], v.score, v), {c.key: c for c in said}, [item])
+    assert weigh(frame, "valid_call_rate").value == 0.25 and weigh(frame, "exact_set").value == 1 / 3 # a repeat may name nothing
     none = table([item], lambda i: "No.")
     assert math.isnan(weigh(none, "valid_call_rate").value) and truncation_bounds(none, "exact_set") == (0, 0)
 
