@@ -73,7 +73,7 @@ def _difference(run, other):
     a, b = ({k: r.manifest["fingerprint"][k] for k in ("benchmark", "items", "protocol")} for r in (run, other))
     if moved := differences(a, b): note = f"asked in another way, not compared: {moved}"
     else:
-        (x, ids), (y, other_ids) = run.values(m.column), other.values(m.column)
+        (x, ids), (y, other_ids) = (r.values(m.column, m.item_weight) for r in (run, other))
         try: e = paired_difference(x, y, ids, other_ids, m.kind, m.range, metric=m.id)
         except ConfigError as why: note = f"not compared: {why}"
     return {**({k: getattr(e, k) for k in keys} if not note else dict.fromkeys(keys)), "note": note}

@@ -147,7 +147,7 @@ def _difference(a, b, metric, wanted):
     "The paired difference of A and B over the wanted items, as plain data."
     keys, note = ("value", "low", "high", "level", "method", "n_items"), ""
     (x, ids), (y, others) = ((v[[i in wanted for i in names]], [i for i in names if i in wanted])
-                             for v, names in (a.values(metric.column), b.values(metric.column)))
+                             for v, names in (r.values(metric.column, metric.item_weight) for r in (a, b)))
     try: e = paired_difference(x, y, ids, others, metric.kind, metric.range, metric=metric.id)
     except ConfigError as why: note = str(why)
     if not note and e.n_items: return {**{k: getattr(e, k) for k in keys}, "note": ""}
@@ -182,9 +182,10 @@ def diff_runs(
     a, b = (r if isinstance(r, Run) else open_run(r, root=root) for r in (a, b))
     check_comparable(a, b)
     left, right = ({(r["item_id"], r["epoch"]): r for r in run.items().to_dict("records")} for run in (a, b))
-    shared = list(dict.fromkeys(k[0] for k in left if k in right))
+    metric = metrics.get(a.metric)
+    shared = list(dict.fromkeys(k[0] for k, r in left.items() if k in right and r.get(metric.item_weight) != 0))
     if not shared: raise ConfigError(f"{a.id} and {b.id} have no item in common yet; resume the shorter one.")
-    wanted, metric = set(shared[:limit]), metrics.get(a.metric)
+    wanted = set(shared[:limit])
     items = [_pair(left[k], right[k], metric, texts) for k in left if k in right and k[0] in wanted]
     outcomes, better = Counter(i["outcome"] for i in items), Counter(i["better"] for i in items)
     counts = {"n_items": len(wanted), "n_pairs": len(items), "flipped": better["a"] + better["b"],

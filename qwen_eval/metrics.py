@@ -22,6 +22,7 @@ class Metric:
     range: tuple[float, float] = (0.0, 1.0) # Lowest and highest possible value
     higher_is_better: bool = True # Direction
     weights: str = "" # How strata count, by its name in `stratum_weights`; empty: every item counts the same
+    item_weight: str = "" # Column with how much an item counts, 0 for not at all; empty: every item the same
     estimand: str = "mean over the population of items" # Of what
 
 # %% ../nbs/59_metrics.ipynb #c06
@@ -96,3 +97,22 @@ for _id, _label, _of in (
      "non-live, live and irrelevance averages; of the overall score, multi-turn (30 %) and agentic (40 %) are missing"),
 ): metrics.add(_id, Metric(id=_id, column="acc", label=_label, estimand=f"mean of {_of}",
                            weights=_id.replace("_", "-").replace("[", "-").rstrip("]")))
+
+# %% ../nbs/59_metrics.ipynb #c19
+for _id, _column, _label, _weight, _estimand in (
+    ("exact_set", "exact_set", "Exact API set", "has_distractors", "mean over the queries that have distractors"),
+    ("exact_set_all", "exact_set", "Exact API set, all queries", "", "mean over the population of items"),
+    ("prompt_strict", "prompt_strict", "Prompts, strict", "", "mean over the population of items"),
+    ("prompt_loose", "prompt_loose", "Prompts, loose", "", "mean over the population of items"),
+): metrics.add(_id, Metric(id=_id, column=_column, label=_label, item_weight=_weight, estimand=_estimand))
+
+for _id, _label, _weight, _estimand in (
+    ("api_precision", "API precision", "", "mean over the population of items"),
+    ("api_recall", "API recall", "", "mean over the population of items"),
+    ("api_f1", "API F1", "", "mean over the population of items"),
+    ("api_f1_select_all", "API F1 of naming every candidate", "", "mean over the population of items"),
+    ("valid_call_rate", "Valid calls", "n_named", "share of the APIs that are named"),
+    ("inst_strict", "Instructions, strict", "n_instructions", "share of the instructions"),
+    ("inst_loose", "Instructions, loose", "n_instructions", "share of the instructions"),
+):
+    metrics.add(_id, Metric(id=_id, column=_id, label=_label, kind="bounded", item_weight=_weight, estimand=_estimand))

@@ -84,9 +84,11 @@ class StoredRun:
     def values(
         self,
         column: str, # Of `scores`, such as "value"
+        item_weight: str = "", # Column with how much an item counts; those that count 0 are left out
     ): # (values, NaN where nothing was judged, shape (n_items, n_epochs); the ids of their items)
         "One row an item, for comparisons of the same items."
-        kept = self.scores.assign(kept=self.scores[column].where(self.scores.status.isin(COUNTED)))
+        scores = self.scores[self.scores[item_weight] != 0] if item_weight else self.scores
+        kept = scores.assign(kept=scores[column].where(scores.status.isin(COUNTED)))
         table = kept.pivot(index="item_id", columns="epoch", values="kept")
         return table.to_numpy(float), list(table.index)
 

@@ -210,12 +210,35 @@ def weigh(
     "The estimate of a metric over scored items; raises `ConfigError` where it was not measured or too much is missing."
     from qwen_eval.metrics import metrics
     from qwen_eval.stats.intervals import estimate
-    m, known = metrics.get(metric), frame.status.value_counts()
-    if m.column not in frame: raise ConfigError(f"{metric!r} was not measured; there is {', '.join(measured(frame))}.")
+    m = metrics.get(metric)
+    if not {m.column, m.item_weight or m.column} <= {*frame.columns}:
+        raise ConfigError(f"{metric!r} was not measured; there is {', '.join(measured(frame))}.")
+    frame = _that_count(frame, m)
+    known = frame.status.value_counts()
     counts = {s: int(known.get(s, 0)) for s in STATUSES}
-    found = estimate(_matrix(frame, m.column), m.kind, m.range, level, max_error_rate, metric, counts=counts)
-    return _over_strata(frame, m, found) if m.weights else found
+    found = estimate(_matrix(frame, m.column), m.kind, m.range, level, max_error_rate, metric, m.estimand, counts)
+    if m.weights: return _over_strata(frame, m, found)
+    return _by_item_weight(frame, m, found) if m.item_weight else found
 
+def _that_count(frame, metric): # an answer that the engine could not make has no weight, and counts as missing
+    if not metric.item_weight: return frame
+    return frame[frame.groupby("order")[metric.item_weight].transform("max") != 0] # of all its epochs
+
+def _by_item_weight(frame, metric, plain):
+    "The same as a ratio of sums, where items do not count the same."
+    from qwen_eval.stats.intervals import ratio
+    kept = frame[frame.status.isin(COUNTED)]
+    if kept[metric.item_weight].nunique() < 2: return plain
+    parts = kept.assign(part=kept[metric.column] * kept[metric.item_weight]).groupby("order")
+    part, weight = parts[["part", metric.item_weight]].sum().to_numpy(float).T # (n_items,) each
+    value, low, high = ratio(part / weight, weight, metric.range, plain.level)
+    return replace(plain, value=value, low=low, high=high, method="wilson (ratio)")
+
+def _matrix(frame, column): # shape (n_items, n_epochs), NaN where nothing was judged
+    kept = frame[column].where(frame.status.isin(COUNTED))
+    return frame.assign(kept=kept).pivot(index="order", columns="epoch", values="kept").to_numpy(float)
+
+# %% ../nbs/69_scores.ipynb #c33
 def _over_strata(frame, metric, plain):
     "The same of the weighted mean of the strata; NaN where those that the metric wants are not all there."
     from qwen_eval.metrics import stratum_weights
@@ -232,12 +255,9 @@ def measured(frame):
     from qwen_eval.metrics import metrics, stratum_weights
     def there(m):
         if m.column == "value" or m.column not in frame or not frame[m.column].notna().any(): return False
+        if m.item_weight: return m.item_weight in frame and bool((frame[m.item_weight] > 0).any())
         return not m.weights or bool(stratum_weights.get(m.weights)(frame.stratum.value_counts().to_dict()))
     return [m.id for m in metrics if there(m)]
-
-def _matrix(frame, column): # shape (n_items, n_epochs), NaN where nothing was judged
-    kept = frame[column].where(frame.status.isin(COUNTED))
-    return frame.assign(kept=kept).pivot(index="order", columns="epoch", values="kept").to_numpy(float)
 
 # %% ../nbs/69_scores.ipynb #c25
 def truncation_bounds(
@@ -247,11 +267,15 @@ def truncation_bounds(
     "How far truncation could have moved a score; NaN where nothing was judged."
     import numpy as np
     from qwen_eval.metrics import metrics
+    m, found = metrics.get(metric), []
+    frame = _that_count(frame, m)
+    weights = _matrix(frame, m.item_weight) if m.item_weight else None # (n_items, n_epochs)
     unasked = frame.detail.str.contains(r"^(?:turn \d+: )?not asked") # no budget would help those
     cut = (frame.status == "truncated") & ~unasked
-    m, found = metrics.get(metric), []
     for end in m.range if m.higher_is_better else m.range[::-1]:
         values = _matrix(frame.assign(**{m.column: frame[m.column].mask(cut, end)}), m.column) # (n_items, n_epochs)
-        means = [np.nanmean(v) for v in values if not np.isnan(v).all()]
-        found.append(float(np.mean(means)) if means else math.nan)
+        judged = ~np.isnan(values).all(axis=1)
+        means = np.nanmean(values[judged], axis=1) if judged.any() else []
+        share = None if weights is None else np.nanmean(weights[judged], axis=1) if judged.any() else []
+        found.append(float(np.average(means, weights=share)) if judged.any() else math.nan)
     return tuple(found)

@@ -24,6 +24,25 @@ ITEMS = {
     "program": Item(id="program", question='import math\n\n\ndef f(x):\n    """Doc."""\n', target="    return x\n",
                     extra={"entry_point": "f", "test": "def check(f):\n    assert f(1) == 1\n"}),
 }
+APIS = [{"name": n, "relevant": n == "f_for_x"} for n in ("f_for_x", "tell_time_for_x")]
+ALL_KINDS = { # every kind of instruction on one text
+    "keywords:existence": {"keywords": ["answer"]}, "keywords:frequency": {"keyword": "x", "frequency": 9, "relation": "at least"},
+    "keywords:forbidden_words": {"forbidden_words": ["so"]}, "keywords:letter_frequency": {"letter": "#", "let_frequency": 4, "let_relation": "less than"},
+    "language:response_language": {"language": "sw"}, "length_constraints:number_sentences": {"num_sentences": 3, "relation": "at least"},
+    "length_constraints:number_paragraphs": {"num_paragraphs": 2}, "length_constraints:number_words": {"num_words": 9, "relation": "less than"},
+    "length_constraints:nth_paragraph_first_word": {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "so"},
+    "detectable_content:number_placeholders": {"num_placeholders": 999_999}, "detectable_content:postscript": {"postscript_marker": "P.P.S"},
+    "detectable_format:number_bullet_lists": {"num_bullets": 3}, "detectable_format:constrained_response": {},
+    "detectable_format:number_highlighted_sections": {"num_highlights": 999_999}, "detectable_format:multiple_sections": {"section_spliter": "Day", "num_sections": 2},
+    "detectable_format:json_format": {}, "detectable_format:title": {}, "combination:two_responses": {}, "combination:repeat_prompt": {"prompt_to_repeat": "So?"},
+    "startend:end_checker": {"end_phrase": "Bye."}, "startend:quotation": {}, "punctuation:no_comma": {},
+    "change_case:capital_word_frequency": {"capital_frequency": 3, "capital_relation": "at least"}, "change_case:english_capital": {}, "change_case:english_lowercase": {},
+}
+SCORER_ITEMS = { # scorers that no choice fits
+    "numeric": ITEMS["number"],
+    **dict.fromkeys(("api-set", "api-calls"), Item(id="query", question="What time is it?", target=["f_for_x"], extra={"apis": APIS})),
+    "ifeval": Item(id="instructions", question="So?", target=[*ALL_KINDS], extra={"kwargs": [*ALL_KINDS.values()]}),
+}
 BATCH_ITEMS = {"math": Item(id="expression", question="What?", target="\\frac{1}{2}")}
 ODD = ("\0", "\x01\x1b[31m\x07", "\u202e\u202d\u2066", "\ud800", "\udfff\ud83d", "\u200b\u200d\ufeff", "😀👨‍👩‍👧", "é\u0301\u0301\u0301", "\r", "\r\n",
        "\u2028\u2029\x85\x0b\x0c", "ﷺ", "\U0010ffff", "İı", "ſ", "١٢٣", "𝟙𝟚", "½⅔", "\t", "\xa0", "−1", "$", "\\")
@@ -137,11 +156,10 @@ def item_for(extractor):
 
 def judged(c):
     "The opinion of every scorer of single completions."
-    choice = ITEMS["choice"]
     c = replace(c, item_id="x", label_logprobs=(-1.0, None, float("nan"), -2.0)[:4], continuations=(Continuation(logprob=-1.0, n_tok=1),) * 4)
     for name in scorers.names():
-        item, extract = {"numeric": (ITEMS["number"], "last-number"),
-                         "bleu4-smoothed": (ITEMS["text"], "summary")}.get(name, (choice, "letter"))
+        item = SCORER_ITEMS.get(name, ITEMS["choice"])
+        extract = {"numeric": "last-number", "bleu4-smoothed": "summary"}.get(name, "letter")
         yield from score_items([(item, c)], name, replace(variant(extract), metric="mc2" if name == "truthfulqa" else "acc"))
 
 def completion(text):

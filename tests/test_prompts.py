@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -271,6 +272,7 @@ def test_every_letter_is_right_equally_often():
 FROZEN = """
 import json, sys
 from dataclasses import replace
+from functools import partial
 from qwen_eval.datasets.declared import Benchmark, Variant
 from qwen_eval.models import Model
 from qwen_eval.prompts import letter_order
@@ -371,7 +373,11 @@ def test_all_variants_of_all_benchmarks_on_real_items(qwen):
         for variant in bench.variants.values():
             pool = found.pool or found.items
             for t in qwen.values():
-                rs = list(build_requests(found.items[:60], pool, bench, variant, QWEN3, t, GREEDY))
+                asked = partial(build_requests, found.items[:60], pool, bench, variant, QWEN3, t, GREEDY)
+                if "tools" not in t.chat_template and prompts.get(variant.prompt)(found.items[0]).tools:
+                    with pytest.raises(ConfigError, match="prompted variant"): list(asked())
+                    continue
+                rs = list(asked())
                 assert len(rs) == 60 and all(t.decode(r.prompt_ids) == r.prompt for r in rs)
                 for r in rs[::20]: assert t(r.prompt, add_special_tokens=False)["input_ids"] == list(r.prompt_ids)
 

@@ -18,14 +18,16 @@ from .custom import COLUMNS, Own, own_benchmark
 from .evalplus import humaneval_plus, mbpp_plus
 from .judged import alpaca_eval, mt_bench
 from .math import gsm8k, math500
+from .ifeval import ifeval
+from .toolllama import toolllama
 from ..errors import UnknownNameError
 from ..registry import Registry
 from ..settings import check_name, declare, settings
 
 # %% ../../nbs/29_datasets.all.ipynb #c05
 _catalogue = Registry("benchmark")
-for _b in (humaneval, mbpp, codet5, gsm8k, arc_challenge, hellaswag, mmlu, truthfulqa, bfcl, alpaca_eval, mt_bench,
-           math500, humaneval_plus, mbpp_plus): _catalogue.add(_b.id, _b)
+for _b in (humaneval, mbpp, codet5, gsm8k, arc_challenge, hellaswag, mmlu, truthfulqa, bfcl, toolllama, alpaca_eval,
+           mt_bench, math500, ifeval, humaneval_plus, mbpp_plus): _catalogue.add(_b.id, _b)
 
 class _Catalogue(Registry):
     "With those of the settings; what is added stays for the process."
