@@ -7,8 +7,11 @@ from dataclasses import replace
 import pytest
 
 import qwen_eval.scorers.code as code_room
+from qwen_eval.datasets.all import benchmarks
+from qwen_eval.datasets.base import load
 from qwen_eval.datasets.declared import Variant
 from qwen_eval.extract import extractors, parse_number, strip_thinking
+from qwen_eval.judges.base import judges
 from qwen_eval.prompts import LETTERS
 from qwen_eval.records import Completion, Continuation, Item, Score, from_json, to_json
 from qwen_eval.sandbox import Outcome
@@ -39,11 +42,12 @@ ALL_KINDS = { # every kind of instruction on one text
     "change_case:capital_word_frequency": {"capital_frequency": 3, "capital_relation": "at least"}, "change_case:english_capital": {}, "change_case:english_lowercase": {},
 }
 SCORER_ITEMS = { # scorers that no choice fits
-    "numeric": ITEMS["number"],
+    "numeric": ITEMS["number"], "bleu4-smoothed": ITEMS["text"],
     **dict.fromkeys(("api-set", "api-calls"), Item(id="query", question="What time is it?", target=["f_for_x"], extra={"apis": APIS})),
     "ifeval": Item(id="instructions", question="So?", target=[*ALL_KINDS], extra={"kwargs": [*ALL_KINDS.values()]}),
 }
-BATCH_ITEMS = {"math": Item(id="expression", question="What?", target="\\frac{1}{2}")}
+BATCH_ITEMS = {**dict.fromkeys(("oracle", "oracle-0.2"), load(benchmarks().get("humaneval_plus"), "specimen").items[0]),
+               "math": Item(id="expression", question="What?", target="\\frac{1}{2}")}
 ODD = ("\0", "\x01\x1b[31m\x07", "\u202e\u202d\u2066", "\ud800", "\udfff\ud83d", "\u200b\u200d\ufeff", "😀👨‍👩‍👧", "é\u0301\u0301\u0301", "\r", "\r\n",
        "\u2028\u2029\x85\x0b\x0c", "ﷺ", "\U0010ffff", "İı", "ſ", "١٢٣", "𝟙𝟚", "½⅔", "\t", "\xa0", "−1", "$", "\\")
 WORDS = ("The answer is", "answer:", "(A)", "B.", "**C**", "D", "E", "A or B", "not A", "so", "therefore", "答案是", "#### ", "18", "-18.0", "1,800",
@@ -151,16 +155,31 @@ def nothing_runs(monkeypatch):
 
 
 def item_for(extractor):
-    return ITEMS[{"letter": "choice", "code": "program", "summary": "text"}.get(extractor, "number")]
+    return ITEMS[{"letter": "choice", "code": "program", "gsm8k-strict": "number", "last-number": "number",
+                  "boxed-or-last-number": "number"}.get(extractor, "text")]
+
+
+def fitting(scorer):
+    "An item and a variant that the scorer is for: of the table above, else a specimen of a benchmark that names it."
+    metric = "mc2" if scorer == "truthfulqa" else "acc"
+    if scorer in SCORER_ITEMS: return SCORER_ITEMS[scorer], replace(variant("last-number" if scorer == "numeric" else "whole"), metric=metric)
+    found = ((load(b, "specimen").items[0], v) for b in benchmarks() for v in b.variants.values() if v.score == scorer)
+    return next(found, (ITEMS["text"], variant("whole")))
+
+
+FITTING = {name: fitting(name) for name in scorers.names()}
 
 
 def judged(c):
     "The opinion of every scorer of single completions."
-    c = replace(c, item_id="x", label_logprobs=(-1.0, None, float("nan"), -2.0)[:4], continuations=(Continuation(logprob=-1.0, n_tok=1),) * 4)
-    for name in scorers.names():
-        item = SCORER_ITEMS.get(name, ITEMS["choice"])
-        extract = {"numeric": "last-number", "bleu4-smoothed": "summary"}.get(name, "letter")
-        yield from score_items([(item, c)], name, replace(variant(extract), metric="mc2" if name == "truthfulqa" else "acc"))
+    for name, (item, v) in FITTING.items():
+        n = len(item.choices) or 4
+        said = replace(c, item_id="x", label_logprobs=(-1.0, None, float("nan"), -2.0, *[-1.0] * n)[:n],
+                       continuations=(Continuation(logprob=-1.0, n_tok=1),) * n)
+        if name == "judged": # the text is what the judge says
+            item = replace(item, extra={**item.extra, "judgments": {0: {w: c for w in judges.get(v.judge).wants(item, said)}}})
+        yield from score_items([(item, said)], name, v)
+
 
 def completion(text):
     reason = "stop" if len(text) > 10_000 else ("stop", "length", "error")[len(text) % 3]
@@ -170,15 +189,15 @@ def completion(text):
 def check_scores(scores, n):
     scores = list(scores)
     assert len(scores) == n
-    assert all(isinstance(s, Score) and (0 <= s.value <= 1 or s.value != s.value) and len(s.detail) <= 2_000 for s in scores)
+    assert all(isinstance(s, Score) and (0 <= s.value <= 10 or s.value != s.value) and len(s.detail) <= 2_000 for s in scores)
     for s in scores: to_json(s)
 
 
 def check_batches(texts):
     "What is scored in processes gets all texts at once, as in a run; each has its limit there."
     for name in batch_scorers.names():
-        item = BATCH_ITEMS.get(name, ITEMS["program"])
-        check_scores(score_items([(item, completion(t)) for t in texts], name, variant("code"), ScoreOptions()), len(texts))
+        item, v = BATCH_ITEMS.get(name, ITEMS["program"]), variant("code")
+        check_scores(score_items([(item, completion(t)) for t in texts], name, v, ScoreOptions()), len(texts))
 
 
 def read(text):
