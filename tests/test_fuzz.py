@@ -177,7 +177,7 @@ def judged(c):
         said = replace(c, item_id="x", label_logprobs=(-1.0, None, float("nan"), -2.0, *[-1.0] * n)[:n],
                        continuations=(Continuation(logprob=-1.0, n_tok=1),) * n)
         if name == "judged": # the text is what the judge says
-            item = replace(item, extra={**item.extra, "judgments": {0: {w: c for w in judges.get(v.judge).wants(item, said)}}})
+            item = replace(item, extra={**item.extra, "judgments": {0: dict.fromkeys(judges.get(v.judge).wants(item, said), c)}})
         yield from score_items([(item, said)], name, v)
 
 
