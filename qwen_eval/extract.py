@@ -15,7 +15,7 @@ from .records import Item
 from .registry import Registry
 
 # %% ../nbs/50_extract.ipynb #c03
-extractors = Registry("extractor")
+extractors = Registry("extractor", rooms=("qwen_eval.scorers.lm_eval",))
 
 # %% ../nbs/50_extract.ipynb #c05
 def strip_thinking(

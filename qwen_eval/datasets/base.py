@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from .declared import Benchmark
@@ -76,7 +76,7 @@ def make_items(
         except IntegrityError as e:
             raise IntegrityError(f"{where}, row {n}: {e}. Is this {benchmark.id} in its upstream schema?") from None
         seen[item.id] = n
-        part.append(item)
+        part.append(replace(item, row=len(part)))
     items, pool = tuple(parts[benchmark.split]), tuple(parts.get(benchmark.shot_split, ()))
     if not items: raise IntegrityError(f"{where} has no row of the split {benchmark.split!r} of {benchmark.id}.")
     return items, pool or (primers.get(benchmark.primer)() if benchmark.primer else ())
@@ -152,8 +152,6 @@ def _sort_out(benchmark, table, where):
     items, pool = make_items(table, benchmark, where)
     flavour = flavours.get(benchmark.flavour)(table) if benchmark.flavour else ""
     return items, pool, flavour, {benchmark.split: len(items), **({benchmark.shot_split: len(pool)} if pool else {})}
-
-
 
 # %% ../../nbs/20_datasets.base.ipynb #c28
 @dataclass(frozen=True, kw_only=True, repr=False)

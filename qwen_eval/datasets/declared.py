@@ -41,7 +41,8 @@ class Variant:
     stop: tuple[str, ...] = () # Texts that end the answer
     labels_beside: bool = False # Are the label log-probabilities taken along with a generated answer?
     answer: Literal["text", "code"] = "text" # Which answer budget of the protocol applies
-    shots: Literal["seeded", "first", "stratum"] = "seeded" # Examples: drawn, the pool's first, or those of the stratum
+    shots: Literal["seeded", "first", "stratum", "lm-eval", "lm-eval-spare"] = "seeded" # Examples: drawn, the pool's
+        # first, those of the stratum, or drawn for each row as lm-evaluation-harness does (`qwen_eval.shots`)
     shot_ids: tuple[str, ...] = () # Ids of the examples, where the authors name them
 
 # %% ../../nbs/19_datasets.declared.ipynb #c11

@@ -39,7 +39,7 @@ def _not_asked(completion): # for want of context
     return completion.finish_reason == "length" and bool(completion.error)
 
 # %% ../../nbs/51_scorers.text.ipynb #c09
-scorers = Registry("scorer")
+scorers = Registry("scorer", rooms=("qwen_eval.scorers.lm_eval",))
 
 # %% ../../nbs/51_scorers.text.ipynb #c10
 batch_scorers = Registry("batch scorer", rooms=("qwen_eval.scorers.code", "qwen_eval.scorers.math"))
