@@ -3,10 +3,11 @@
     python lm_eval_side.py JOB.json ANSWERS.jsonl
 
 Runs under the interpreter that holds lm-eval and imports nothing of ours. The job names a folder of rows and, per
-part, the rows wanted. Tasks are the harness's YAML files, included as they are; only where their rows lie is overridden.
+part, the rows wanted. Tasks are the harness's YAML files, included as they are; only where their rows lie is changed.
 What leaves, one line a document: the texts that it would send, their token ids (as a hash), and, where asked for,
 log-likelihoods and metrics, or the verdicts on completions that were made before.
 """
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -92,8 +93,9 @@ def model(job):
 def metrics(task, requests):
     "Filter -> metric -> value of one document, as `evaluate` forms them."
     doc = requests[0].doc
-    return {name: {k: float(v) for k, v in task.process_results(doc, [r.filtered_resps[name] for r in requests]).items()}
-            for name in requests[0].filtered_resps}
+    found = {name: task.process_results(doc, [r.filtered_resps[name] for r in requests])
+             for name in requests[0].filtered_resps}
+    return {name: {k: float(v) for k, v in values.items()} for name, values in found.items()}
 
 
 def likelihoods(lm, tasks, rows):
@@ -123,6 +125,8 @@ def verdicts(tasks, rows, said):
 
 
 def main(job, out):
+    from lm_eval.utils import env
+    env.from_string = functools.cache(env.from_string) # the harness compiles a template anew for every document
     lm = model(job) if job.get("model") else None
     for part in job["parts"]:
         tasks, rows = tasks_of(part, job["folder"]), part["rows"]
@@ -143,5 +147,5 @@ def main(job, out):
 
 if __name__ == "__main__":
     asked = json.loads(Path(sys.argv[1]).read_text())
-    if asked.get("code_eval"): os.chdir(asked["code_eval"]) # evaluate finds a metric in ./code_eval before it asks the hub
+    if asked.get("code_eval"): os.chdir(asked["code_eval"]) # evaluate looks in ./code_eval before it asks the hub
     with open(sys.argv[2], "w") as answers: main(asked, answers)

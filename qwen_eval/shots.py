@@ -22,8 +22,8 @@ def lm_eval_shots(
     "The harness's sampler; raises `ConfigError` where the pool is too small, and for an item without a `row`."
     n, rng, drawn = n_shot + (spare and n_shot > 0), random.Random(LM_EVAL_SEED), []
     if n > len(pool):
-        raise ConfigError(f"n_shot={n_shot} examples wanted, {n} to draw, and the pool holds {len(pool)}. "
-                          f"Set n_shot (--shots) to 0..{len(pool) - (n - n_shot)}, or name a source with more examples.")
+        raise ConfigError(f"n_shot={n_shot} examples wanted, {n} to draw, and the pool holds {len(pool)}. Set n_shot "
+                          f"(--shots) to 0..{max(len(pool) - spare, 0)}, or name a source with more examples.")
 
     def shots(item):
         if not n_shot: return ()

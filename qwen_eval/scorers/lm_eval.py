@@ -29,9 +29,8 @@ def lm_eval_flexible(
     item: Item, # Its item, not read
 ) -> str | None: # As written; None where there is none
     "The last thing that looks like a number: it may be a lone `..`, or end in a point."
-    found = None
-    for found in re.finditer(r"-?[$0-9.,]{2,}|-?[0-9]+", text): pass
-    return found[0] if found else None
+    found = re.findall(r"-?[$0-9.,]{2,}|-?[0-9]+", text)
+    return found[-1] if found else None
 
 # %% ../../nbs/54_scorers.lm_eval.ipynb #c09
 def lm_eval_plain(
