@@ -47,7 +47,7 @@ PARTS = {"gsm8k 5-shot": ("gsm8k", 5), "arc_challenge 0-shot": ("arc_challenge",
 SIDE = Path(__file__).with_name("lm_eval_side.py")
 HELLASWAG_POOL = range(9000, 10000) # local rows hold no train split
 MAX_GEN_TOKS = 256 # of the harness's model classes, where a task says nothing
-TIE = 1e-4 # nats; float32 sums of the same terms in another batch differ by less
+MC2 = 1e-3 # a share of probabilities, not a verdict: equal to this much
 
 
 # -- rows, for both sides ----------------------------------------------------------------------------------------------
@@ -166,9 +166,9 @@ def compare_texts(part, name, n_shot, items, sets, theirs, tok, m):
 
 def cause(mine, theirs, gap):
     "Why a choice differs."
-    top = sorted(theirs)[::-1]
-    if top[0] - top[1] == 0: return "tie: the harness takes the first, here credit is shared"
-    return f"near-tie: margin {top[0] - top[1]:.2g}, sums differ by {gap:.2g}" if top[0] - top[1] <= 2 * gap else "other"
+    first, second = sorted(theirs)[-1], sorted(theirs)[-2]
+    if first == second: return "tie: the harness takes the first, here credit is shared"
+    return f"near-tie: margin {first - second:.2g}, sums differ by {gap:.2g}" if first - second <= 2 * gap else "other"
 
 
 def compare_scores(part, name, items, sets, said, theirs):
@@ -188,12 +188,12 @@ def compare_scores(part, name, items, sets, said, theirs):
                 key = t if t in ("mc1", "mc2") else metric
                 pairs = metrics.setdefault(key, [])
                 pairs.append((ours, value))
-                if abs(ours - value) > (1e-3 if key == "mc2" else 0):
+                if abs(ours - value) > (MC2 if key == "mc2" else 0):
                     different.append({"item": item.id, "metric": key, "ours": ours, "lm_eval": value,
                                       "cause": cause(mine, their["sums"], gap)})
     return {"items": len(items), "sums": sum(len(said[i.id].continuations) for i in items),
             "largest_nats": max(gaps), "median_nats": statistics.median(gaps), "different": different,
-            "metrics": {k: {"n": len(v), "equal": sum(abs(x - y) <= (1e-3 if k == "mc2" else 0) for x, y in v),
+            "metrics": {k: {"n": len(v), "equal": sum(abs(x - y) <= (MC2 if k == "mc2" else 0) for x, y in v),
                             "largest": max(abs(x - y) for x, y in v), "ours": statistics.fmean(x for x, _ in v),
                             "lm_eval": statistics.fmean(y for _, y in v)} for k, v in metrics.items()}}
 
