@@ -1,7 +1,7 @@
 """What lm-evaluation-harness 0.4.13 sends and how it judges, as hashes frozen from a run of the harness itself.
 
-`benchmarks/parity_lm_eval.py` made them (`lm_eval_sha256...` of its results); no text of a benchmark is in a hash.
-The sentences in between are compared there; here it is enough that ours have not moved.
+`benchmarks/parity_lm_eval.py` made them (`lm_eval_sha256...` in its results) and compares many more items; here it is
+enough that ours have not moved. No text of a benchmark can be read out of a hash.
 """
 import gzip
 import hashlib
