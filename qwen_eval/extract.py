@@ -17,7 +17,7 @@ from .registry import Registry
 # %% ../nbs/50_extract.ipynb #c03
 extractors = Registry("extractor", rooms=("qwen_eval.extract_calls", "qwen_eval.extract_summary",
                                           "qwen_eval.extract_code", "qwen_eval.extract_published",
-                                          "qwen_eval.scorers.exact"))
+                                          "qwen_eval.scorers.exact", "qwen_eval.scorers.lm_eval"))
 
 # %% ../nbs/50_extract.ipynb #c05
 def strip_thinking(

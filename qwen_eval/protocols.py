@@ -68,6 +68,7 @@ _PROTOCOLS = (
              answer_tok=4096, epochs=4),
     Protocol(id="qwen3_nonthinking", temperature=0.7, top_p=0.8, top_k=20, answer_tok=4096, epochs=4),
     Protocol(id="vendor", temperature=None, answer_tok=4096, epochs=4),
+    Protocol(id="lm-eval", answer_tok=256, code_answer_tok=1024, variant="lm-eval"),
 )
 
 # %% ../nbs/12_protocols.ipynb #c08

@@ -22,6 +22,7 @@ class Item:
     stratum: str = "" # Fixed part of the benchmark, such as a subject
     cluster: str = "" # Sampled group that the item belongs to
     extra: dict[str, Any] = field(default_factory=dict) # What prompt builder and scorer need beside
+    row: int | None = field(default=None, repr=False, compare=False) # Place within its split, from 0, where it has one
 
 # %% ../nbs/00_records.ipynb #c08
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from .models import Model
 from .prompts import Block, as_messages, as_text, choose_shots, prompts, rank_pool
 from .protocols import Protocol
 from .records import Completion, Item, Request, Sampling
+from .shots import lm_eval_shots
 
 # %% ../nbs/31_requests.ipynb #c05
 class ByteTokenizer:
@@ -256,6 +257,7 @@ def _drafts(items, build, shots, variant, tokenizer, thinking, system):
 
 def _shots(pool, variant, n_shot, seed):
     "A function from items to their examples."
+    if variant.shots.startswith("lm-eval"): return lm_eval_shots(pool, n_shot, spare=variant.shots.endswith("spare"))
     ranked = () if not n_shot else rank_pool(pool, seed) if variant.shots == "seeded" else tuple(pool)
     if variant.shot_ids: ranked = [i for i in pool if i.id in variant.shot_ids]
     if variant.shots != "stratum": return lambda item: choose_shots(item, ranked, n_shot)

@@ -393,7 +393,8 @@ def test_protocols_are_those_of_the_design():
     rows = {p.id: (p.temperature, p.top_p, p.top_k, p.repetition_penalty, p.answer_tok, p.thinking_tok, p.epochs,
                    p.epochs_many) for p in protocols()}
     assert rows == {"greedy": (0, 1, -1, 1, 2048, 0, 1, 1), "qwen3_thinking": (0.6, 0.95, 20, 1, 4096, 28672, 4, 1),
-                    "qwen3_nonthinking": (0.7, 0.8, 20, 1, 4096, 0, 4, 1), "vendor": (None, 1, -1, 1, 4096, 0, 4, 1)}
+                    "qwen3_nonthinking": (0.7, 0.8, 20, 1, 4096, 0, 4, 1), "vendor": (None, 1, -1, 1, 4096, 0, 4, 1),
+                    "lm-eval": (0, 1, -1, 1, 256, 0, 1, 1)}
     assert protocol("greedy").max_tok("code") == 4096
     assert [n_epochs(protocol("qwen3_thinking"), n) for n in (1, 499, 500, 10_000)] == [4, 4, 1, 1]
 

@@ -91,7 +91,7 @@ def sort_rows(
             bad.append(f"row {n}{f' (line {line})' if (line := getattr(row, 'line', None)) else ''}: {e}")
             continue
         seen[item.id] = n
-        part.append(item)
+        part.append(replace(item, row=len(part)))
     return tuple(parts[benchmark.split]), tuple(parts.get(benchmark.shot_split, ())), bad
 
 # %% ../../nbs/20_datasets.base.ipynb #c48

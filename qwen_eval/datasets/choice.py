@@ -42,7 +42,9 @@ arc_challenge = Benchmark(
                          metric="acc_norm"),
         "letter": Variant(prompt="mc-letter", mode="generate", chat=True, labels_beside=True, extract="letter",
                           score="letter", metric="acc"),
-        "label": Variant(prompt="mc-letter", mode="labels", chat=True, score="label", metric="acc")})
+        "label": Variant(prompt="mc-letter", mode="labels", chat=True, score="label", metric="acc"),
+        "lm-eval": Variant(prompt="arc-cloze", mode="continuations", chat=False, n_shot=25, shots="lm-eval",
+                           score="cloze", metric="acc_norm")})
 
 # %% ../../nbs/21_datasets.choice.ipynb #c12
 @rows.register("hellaswag")
@@ -76,7 +78,9 @@ hellaswag = Benchmark(
         "cloze": Variant(prompt="hellaswag-cloze", mode="continuations", chat=False, n_shot=10, score="cloze",
                          metric="acc_norm"),
         "cloze-0shot": Variant(prompt="hellaswag-cloze", mode="continuations", chat=False, score="cloze",
-                               metric="acc_norm")})
+                               metric="acc_norm"),
+        "lm-eval": Variant(prompt="hellaswag-cloze", mode="continuations", chat=False, n_shot=10,
+                           shots="lm-eval-spare", score="cloze", metric="acc_norm")})
 
 # %% ../../nbs/21_datasets.choice.ipynb #c19
 @rows.register("mmlu")
@@ -103,7 +107,9 @@ mmlu = Benchmark(
                           score="letter", metric="acc"),
         "label": Variant(prompt="mc-letter", mode="labels", chat=True, score="label", metric="acc"),
         "published": Variant(prompt="mmlu-published", mode="continuations", chat=False, n_shot=5, shots="stratum",
-                             score="cloze", metric="acc")})
+                             score="cloze", metric="acc"),
+        "lm-eval": Variant(prompt="mmlu-published", mode="continuations", chat=False, n_shot=5, shots="stratum",
+                           score="cloze", metric="acc")})
 
 # %% ../../nbs/21_datasets.choice.ipynb #c25
 @rows.register("truthfulqa")
@@ -143,5 +149,6 @@ truthfulqa = Benchmark(
     primer="truthfulqa", metric="mc2", licence="Apache-2.0",
     sources=(Source(kind="file"), Source(kind="hub", hub_id="truthfulqa/truthful_qa", config="multiple_choice")),
     default_variant={"base": "cloze", "chat": "cloze"},
-    variants={"cloze": Variant(prompt="truthfulqa-cloze", mode="continuations", chat=False, n_shot=6, shots="first",
-                               score="truthfulqa", metric="mc2")})
+    variants=dict.fromkeys(("cloze", "lm-eval"), Variant(
+        prompt="truthfulqa-cloze", mode="continuations", chat=False, n_shot=6, shots="first", score="truthfulqa",
+        metric="mc2")))

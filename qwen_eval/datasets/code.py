@@ -38,7 +38,10 @@ humaneval = Benchmark(
                               stop=("\nclass", "\ndef", "\n#", "\nif", "\nprint"),
                               extract="code", score="python-tests", metric="pass@1", answer="code"),
         "instruct": Variant(prompt="code-instruct", mode="generate", chat=True,
-                            extract="code", score="python-tests", metric="pass@1", answer="code")})
+                            extract="code", score="python-tests", metric="pass@1", answer="code"),
+        "lm-eval": Variant(prompt="code-completion", mode="generate", chat=False,
+                           stop=("\nclass", "\ndef", "\n#", "\nif", "\nprint"),
+                           extract="head-and-rest", score="python-tests", metric="pass@1", answer="code")})
 
 # %% ../../nbs/23_datasets.code.ipynb #c10
 @split_rules.register("mbpp")
@@ -86,4 +89,7 @@ mbpp = Benchmark(
                            shot_ids=("mbpp/2", "mbpp/3", "mbpp/4"), extract="code", score="python-tests",
                            metric="pass@1", answer="code"),
         "instruct": Variant(prompt="mbpp-instruct", mode="generate", chat=True, extract="code", score="python-tests",
-                            metric="pass@1", answer="code")})
+                            metric="pass@1", answer="code"),
+        "lm-eval": Variant(prompt="mbpp-fewshot", mode="generate", chat=False, n_shot=3, stop=("[DONE]",),
+                           shot_ids=("mbpp/2", "mbpp/3", "mbpp/4"), extract="as-written", score="python-tests",
+                           metric="pass@1")})

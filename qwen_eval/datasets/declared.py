@@ -45,7 +45,8 @@ class Variant:
     stop: tuple[str, ...] = () # Texts that end the answer
     labels_beside: bool = False # Are the label log-probabilities taken along with a generated answer?
     answer: Literal["text", "code"] = "text" # Which answer budget of the protocol applies
-    shots: Literal["seeded", "first", "stratum"] = "seeded" # Examples: drawn, the pool's first, or those of the stratum
+    shots: Literal["seeded", "first", "stratum", "lm-eval", "lm-eval-spare"] = "seeded" # Examples: drawn, the pool's
+        # first, those of the stratum, or drawn for each row as lm-evaluation-harness does (`qwen_eval.shots`)
     shot_ids: tuple[str, ...] = () # Ids of the examples, where the authors name them
     task: str = "" # Instruction in place of the prompt builder's; before the examples where there is no chat
     follow_up: str = "" # What is asked after an answer, by its name in `follow_ups`; empty: one question, one answer

@@ -37,7 +37,10 @@ gsm8k = Benchmark(
         "fewshot": Variant(prompt="gsm8k-fewshot", mode="generate", chat=False, n_shot=5, stop=("Question:",),
                            extract="last-number", score="numeric", metric="exact_match"),
         "cot": Variant(prompt="gsm8k-cot", mode="generate", chat=True,
-                       extract="boxed-or-last-number", score="numeric", metric="exact_match")})
+                       extract="boxed-or-last-number", score="numeric", metric="exact_match"),
+        "lm-eval": Variant(prompt="gsm8k-fewshot", mode="generate", chat=False, n_shot=5, shots="lm-eval",
+                           stop=("Question:", "</s>", "<|im_end|>"), extract="lm-eval-strict", score="lm-eval-match",
+                           metric="exact_match")})
 
 # %% ../../nbs/22_datasets.math.ipynb #c10
 @rows.register("math500")

@@ -41,7 +41,8 @@ def _not_asked(completion): # for want of context
 # %% ../../nbs/51_scorers.text.ipynb #c09
 scorers = Registry("scorer", rooms=("qwen_eval.scorers.bfcl", "qwen_eval.scorers.similarity",
                                     "qwen_eval.scorers.exact", "qwen_eval.judges.base",
-                                    "qwen_eval.scorers.toolllama", "qwen_eval.scorers.ifeval"))
+                                    "qwen_eval.scorers.toolllama", "qwen_eval.scorers.ifeval",
+                                    "qwen_eval.scorers.lm_eval"))
 
 # %% ../../nbs/51_scorers.text.ipynb #c10
 batch_scorers = Registry("batch scorer", rooms=("qwen_eval.scorers.code", "qwen_eval.scorers.math",
