@@ -130,13 +130,7 @@ def nothing_runs(monkeypatch):
     monkeypatch.setattr(code_room, "Sandbox", Nobody)
 
 
-CALLS = {name: Item(id=name, question="?", stratum=f"simple_{name}", target=[{"f": {"a": [1]}}],
-                    extra={"functions": [{"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}}}]})
-         for name in ("python", "java")}
-
-
 def item_for(extractor):
-    if extractor.endswith("-calls"): return CALLS["java"]
     return ITEMS["choice" if extractor == "letter" else "program" if extractor == "code" else "number"]
 
 
@@ -145,8 +139,7 @@ def judged(c):
     choice = ITEMS["choice"]
     c = replace(c, item_id="x", label_logprobs=(-1.0, None, float("nan"), -2.0)[:4], continuations=(Continuation(logprob=-1.0, n_tok=1),) * 4)
     for name in scorers.names():
-        items = {"numeric": (ITEMS["number"], "last-number"), "bfcl": (CALLS["python"], "prompted-calls")}
-        item, extract = items.get(name, (choice, "letter"))
+        item, extract = (ITEMS["number"], "last-number") if name == "numeric" else (choice, "letter")
         yield from score_items([(item, c)], name, replace(variant(extract), metric="mc2" if name == "truthfulqa" else "acc"))
 
 def completion(text):
