@@ -1522,6 +1522,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'qwen_eval/quality_commands.py')},
             'qwen_eval.readings': { 'qwen_eval.readings._defines': ('readings.html#_defines', 'qwen_eval/readings.py'),
                                     'qwen_eval.readings.code_readings': ('readings.html#code_readings', 'qwen_eval/readings.py'),
+                                    'qwen_eval.readings.harness_readings': ('readings.html#harness_readings', 'qwen_eval/readings.py'),
                                     'qwen_eval.readings.letter_readings': ('readings.html#letter_readings', 'qwen_eval/readings.py'),
                                     'qwen_eval.readings.math_readings': ('readings.html#math_readings', 'qwen_eval/readings.py'),
                                     'qwen_eval.readings.numeric_readings': ('readings.html#numeric_readings', 'qwen_eval/readings.py'),
