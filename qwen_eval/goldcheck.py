@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['gold_answers', 'chance_answers', 'AT_MOST', 'gold_number', 'gold_expression', 'gold_program', 'gold_text',
-           'gold_option', 'gold_truth', 'chance_option', 'chance_truth', 'GoldCheck', 'gold_check']
+           'gold_line', 'gold_apis', 'gold_option', 'gold_truth', 'chance_option', 'chance_truth', 'GoldCheck',
+           'gold_check']
 
 # %% ../nbs/76_goldcheck.ipynb #c02
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -49,7 +51,18 @@ def gold_text(item, variant): # Item and Variant -> Completion or None
     "The first accepted text."
     return None if item.target is None else _said(item, str(_first(item)))
 
-for _name in ("exact-text", "token-f1"): gold_answers.add(_name, gold_text)
+for _name in ("exact-text", "token-f1", "bleu4-smoothed"): gold_answers.add(_name, gold_text)
+for _name in ("oracle", "oracle-0.2"): gold_answers.add(_name, gold_program)
+
+@gold_answers.register("lm-eval-match")
+def gold_line(item, variant): # Item and Variant -> Completion or None
+    "The number behind the marks of GSM8K."
+    return None if item.target is None else _said(item, f"#### {item.target}")
+
+@gold_answers.register("api-set")
+def gold_apis(item, variant): # Item and Variant -> Completion or None
+    "The wanted names as a list of JSON."
+    return None if not item.target else _said(item, json.dumps(item.target))
 
 # %% ../nbs/76_goldcheck.ipynb #c06
 def _wished(item, wanted, variant):
@@ -120,7 +133,7 @@ class GoldCheck:
 
 # %% ../nbs/76_goldcheck.ipynb #c11
 AT_MOST = 0.02 # Share of wrong answers that may be right by coincidence; more, where more gold answers are the same
-_STRICT = ("numeric", "math", "python-tests", "exact-text")
+_STRICT = ("numeric", "math", "python-tests", "exact-text", "oracle", "oracle-0.2", "lm-eval-match")
 
 def gold_check(
     benchmark: Benchmark, # What is checked
