@@ -243,6 +243,18 @@ def output_budget(
     "How many tokens an engine may produce for one request."
     return protocol.max_tok(variant.answer) if variant.mode == "generate" else 1
 
+# %% ../nbs/31_requests.ipynb #c44
+def _told(variant):
+    "The builder, with the variant's instruction in place of its own."
+    build, part = prompts.get(variant.prompt), "task" if variant.chat else "head"
+    return (lambda item: replace(build(item), **{part: variant.task})) if variant.task else build
+
+def _label_ids(tokenizer, text, labels, chat, beside):
+    try: return label_tokens(tokenizer, text, labels, chat) if labels else ()
+    except ConfigError:
+        if beside: return ()
+        raise
+
 # %% ../nbs/31_requests.ipynb #c46
 def _drafts(items, build, shots, variant, tokenizer, thinking, system):
     "Per item: its block, its chat turns, and what `encode_pairs` makes of it."
@@ -262,17 +274,6 @@ def _shots(pool, variant, n_shot, seed):
     if variant.shot_ids: ranked = [i for i in pool if i.id in variant.shot_ids]
     if variant.shots != "stratum": return lambda item: choose_shots(item, ranked, n_shot)
     return lambda item: choose_shots(item, [p for p in ranked if p.stratum == item.stratum], n_shot)
-
-def _told(variant):
-    "The builder, with the variant's instruction in place of its own."
-    build, part = prompts.get(variant.prompt), "task" if variant.chat else "head"
-    return (lambda item: replace(build(item), **{part: variant.task})) if variant.task else build
-
-def _label_ids(tokenizer, text, labels, chat, beside):
-    try: return label_tokens(tokenizer, text, labels, chat) if labels else ()
-    except ConfigError:
-        if beside: return ()
-        raise
 
 def _request(draft, variant, model, tokenizer, protocol, known):
     "The request for the first epoch; seed and hash still open."

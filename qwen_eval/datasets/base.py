@@ -274,6 +274,7 @@ def _check_bytes(path, name, data, files):
     raise IntegrityError(f"{what} is not the file it should be: expected sha256 {entry['sha256']}, "
                          f"found {sha256(data)}. Delete it and fetch it again.")
 
+# %% ../../nbs/20_datasets.base.ipynb #c52
 def _check_folder(folder):
     if folder is None or folder.is_dir(): return
     raise ConfigError(f"{folder}, named in QWEN_EVAL_DATA or [paths] data of settings.ini, is no folder. "
