@@ -545,5 +545,5 @@ def test_the_loop_costs_little(tmp_path):
     engine = FakeEngine(lambda r: "It is 18.", window=64)
     run = ask(tmp_path, engine, source="file")
     session = run.manifest["sessions"][0]
-    assert engine.n_requests == len(run.scores) == 1319 and session["n_completions"] / session["generate_s"] > 500
+    assert engine.n_requests == len(run.scores) == 1319 and session["n_completions"] / session["generate_s"] > 50
     assert len(read_completions(run.path / "completions.jsonl")[0]) == 1319
