@@ -381,7 +381,7 @@ def test_an_engine_on_another_device_or_checkpoint_is_refused(tmp_path):
 
 
 def test_an_engine_at_an_address_must_be_set_up_as_the_preset_asks(tmp_path):
-    import qwen_eval.evaluation as evaluation
+    import qwen_eval.opening as opening
     from qwen_eval.presets import engine_args
     checkpoint(tmp_path / "tiny")
     (tmp_path / "tiny/pytorch_model.bin").write_bytes(b"PK") # nothing reads it here
@@ -391,10 +391,10 @@ def test_an_engine_at_an_address_must_be_set_up_as_the_preset_asks(tmp_path):
     engine = FakeEngine(right)
     for own in ({}, {"max_model_len": 1024}):
         engine.info = replace(engine.info, name="vllm", device=plan.device.kind, args={**args, **own})
-        evaluation._check_arguments(plan, engine)
+        opening._check_arguments(plan, engine)
     engine.info = replace(engine.info, args={**args, "max_num_batched_tokens": 17, "quantization": "fp8"})
     with pytest.raises(ConfigError, match="max_num_batched_tokens=17, quantization=fp8"):
-        evaluation._check_arguments(plan, engine)
+        opening._check_arguments(plan, engine)
 
 
 # ---------------------------------------------------------------- scoring again
