@@ -381,11 +381,7 @@ def test_an_engine_on_another_device_or_checkpoint_is_refused(tmp_path):
 
 
 def test_an_engine_at_an_address_must_be_set_up_as_the_preset_asks(tmp_path):
-<<<<<<< HEAD
     from qwen_eval import opening
-=======
-    import qwen_eval.opening as opening
->>>>>>> part-judged-3
     from qwen_eval.presets import engine_args
     checkpoint(tmp_path / "tiny")
     (tmp_path / "tiny/pytorch_model.bin").write_bytes(b"PK") # nothing reads it here
