@@ -1621,6 +1621,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'qwen_eval.runner._ended': ('runner.html#_ended', 'qwen_eval/runner.py'),
                                   'qwen_eval.runner._first_error': ('runner.html#_first_error', 'qwen_eval/runner.py'),
                                   'qwen_eval.runner._judged_later': ('runner.html#_judged_later', 'qwen_eval/runner.py'),
+                                  'qwen_eval.runner._judging': ('runner.html#_judging', 'qwen_eval/runner.py'),
                                   'qwen_eval.runner._plainly': ('runner.html#_plainly', 'qwen_eval/runner.py'),
                                   'qwen_eval.runner._stop_kernels': ('runner.html#_stop_kernels', 'qwen_eval/runner.py'),
                                   'qwen_eval.runner._stored': ('runner.html#_stored', 'qwen_eval/runner.py'),

@@ -53,8 +53,10 @@ class Board:
         done: Callable[[], int], # Asked for the answers that are there, about twice a second
         stream: Any = None, # `sys.stderr` by default
         every_s: float = 30.0, # Time between two lines where the stream is no terminal, seconds
+        beside: Callable[[], str] = lambda: "", # What goes on while no answer comes, a few words; empty: nothing known
     ):
         self.total, self._done, self.stream, self.every_s = total, done, stream or sys.stderr, every_s
+        self._beside = beside
         self.note, self._begin, self._first, self._bar = "", time.monotonic(), None, None
         self._latest = (0, self._begin) # items that were there, and since when
         self._stop = threading.Event()
@@ -85,8 +87,9 @@ class Board:
         "How long the rest will take, for people; where nothing came for long, that is said instead."
         if n > self._latest[0]: self._latest = (n, time.monotonic())
         still = time.monotonic() - self._latest[1]
-        if n >= self.total: return "finishing"
-        if self._first is not None and still > 20: return f"unknown (nothing finished for {duration(still)})"
+        if n >= self.total: return self._beside() or "finishing"
+        if self._first is not None and still > 20:
+            return f"unknown ({self._beside() or f'nothing finished for {duration(still)}'})"
         return duration(self.left_s(n))
 
     def _line(self, text): print(f"[{duration(time.monotonic() - self._begin)}] {text}", file=self.stream, flush=True)

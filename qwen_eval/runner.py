@@ -216,9 +216,17 @@ def _do(p, todo, pages, parallel, stream):
     for r in (r for g in todo for r in g): check_free(r.path, patience_s=5) # the kernel of a killed runner is ending
     _announce(p, sum(map(len, todo)), stream)
     counts = [(LineCount(r.path / "completions.jsonl"), r.n_answers) for r in p.runs]
-    with Board(sum(n for _, n in counts), lambda: sum(min(c.poll(), n) for c, n in counts), stream) as board:
+    with Board(sum(n for _, n in counts), lambda: sum(min(c.poll(), n) for c, n in counts), stream,
+               beside=lambda: _judging(p)) as board:
         for g in todo: failures += _attempts(g, p.study, needed[g[0].model], pages, parallel, board.say)
     return failures
+
+# %% ../nbs/87_runner.ipynb #c27
+def _judging(plan):
+    "What judges have said of runs that are not complete; empty where there is none."
+    said = (f for r in plan.runs if r.state() != "complete" for f in r.path.glob("judgments/*/completions.jsonl"))
+    n = sum(LineCount(f).poll() for f in said)
+    return f"a judge has given {n} verdicts" if n else ""
 
 # %% ../nbs/87_runner.ipynb #c20
 def _attempts(group, study, context_tok, pages, parallel, say, n_restarts=3):
