@@ -204,7 +204,8 @@ def evaluate(
     "Ask what is missing, score it, and return the run; raises `QwenEvalError` before the engine loads where it can."
     plan = plan_run(model, benchmark, preset, protocol, limit, engine=engine, **how)
     plan, jury = with_jury(plan, judge, engine, judge_engine, judge_tok)
-    if jury and engine_address and not jury.shared: jury = None # that engine stays: judged when it is closed
+    if jury and engine_address and judge_engine is None and not jury.shared:
+        jury = None # that engine stays: judged when it is closed
     options = ScoreOptions(allow_unsafe_code=allow_unsafe_code, n_workers=n_workers)
     where = {"engine": engine, "address": engine_address, "judge_engine": judge_engine or engine}
     carry_out(plan, jury, options, context_tok or 0, progress, **where)
@@ -303,7 +304,9 @@ def _with_judge(run, items, judge, judge_engine, judge_tok):
     declared = msgspec.convert(asked["benchmark"]["declaration"], Variant)
     name = asked["benchmark"]["variant"]
     b = msgspec.convert({**m["benchmark"], "variants": {name: declared}, "default_variant": {}}, Benchmark)
-    check_judge(b, declared, judge)
+    if not check_judge(b, declared, judge):
+        raise ConfigError(f"Run {run.id} has no answers that a judge could score anew; rescore it without a judge. "
+                          "Any run's answers can be graded by a rubric (runs grade).")
     kept = ItemSet(benchmark_id=b.id, items=tuple(items), source=m["items"]["source"], marks=tuple(m["items"]["marks"]),
                    item_set_hash=m["items"]["item_set_hash"], verified=m["items"]["verified"])
     model, preset, how = (msgspec.convert(m[k], kind) for k, kind in (("model", Model), ("preset", Preset),
@@ -321,5 +324,8 @@ def _with_judge(run, items, judge, judge_engine, judge_tok):
             update_manifest(path, run_id=path.name, fingerprint=new, marks=judged.marks, answers_from=run.id,
                             **{k: v for k, v in m.items() if k not in left})
         for key, c in run.completions().items():
-            if key not in w.stored: w.append(c)
+            failed = key in w.stored and w.stored[key].finish_reason == "error" != c.finish_reason
+            if failed or key not in w.stored: w.append(c)
+        stage = generate_stage(n_answered(w.stored), m["stages"]["generate"]["n_items"], m["epochs"])
+        update_manifest(path, stages={"generate": stage})
     return path, jury

@@ -7,7 +7,6 @@ __all__ = ['score_frame', 'write_scores', 'read_scores', 'unscored', 'n_changed'
            'measured', 'truncation_bounds']
 
 # %% ../nbs/69_scores.ipynb #c02
-import math
 import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
@@ -266,17 +265,10 @@ def truncation_bounds(
     metric: str, # Id of a registered metric that was measured
 ) -> tuple[float, float]: # Value if every answer that was cut off were wrong, and if it were right
     "How far truncation could have moved a score; NaN where nothing was judged."
-    import numpy as np
     from qwen_eval.metrics import metrics
     m, found = metrics.get(metric), []
-    frame = _that_count(frame, m)
-    weights = _matrix(frame, m.item_weight) if m.item_weight else None # (n_items, n_epochs)
     unasked = frame.detail.str.contains(r"^(?:turn \d+: )?not asked") # no budget would help those
     cut = (frame.status == "truncated") & ~unasked
     for end in m.range if m.higher_is_better else m.range[::-1]:
-        values = _matrix(frame.assign(**{m.column: frame[m.column].mask(cut, end)}), m.column) # (n_items, n_epochs)
-        judged = ~np.isnan(values).all(axis=1)
-        means = np.nanmean(values[judged], axis=1) if judged.any() else []
-        share = None if weights is None else np.nanmean(weights[judged], axis=1) if judged.any() else []
-        found.append(float(np.average(means, weights=share)) if judged.any() else math.nan)
+        found.append(weigh(frame.assign(**{m.column: frame[m.column].mask(cut, end)}), metric, max_error_rate=1).value)
     return tuple(found)

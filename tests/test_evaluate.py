@@ -428,7 +428,7 @@ def test_scores_that_were_lost_are_made_again_without_asking(tmp_path):
 def test_a_larger_run_scores_only_what_is_new(tmp_path, monkeypatch):
     import qwen_eval.scores as scores
     seen, real = [], scores.score_items
-    monkeypatch.setattr(scores, "score_items", lambda pairs, *a: real(seen.extend(p := list(pairs)) or p, *a))
+    monkeypatch.setattr(scores, "score_items", lambda pairs, *a: real((seen.append(p) or p for p in pairs), *a))
     for limit in (2, 4): ask(tmp_path, FakeEngine(right), limit=limit)
     assert len(seen) == 4
 

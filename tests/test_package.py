@@ -36,4 +36,4 @@ def test_section_keys_are_those_of_the_records():
     from qwen_eval.studies import Study
     for kind, record in {"model": Model, "preset": Preset, "protocol": Protocol, "benchmark": Own,
                          "study": Study}.items():
-        assert set(SECTION_KEYS[kind]) - {"like"} == {f.name for f in fields(record)} - {"id"}, kind
+        assert set(SECTION_KEYS[kind]) - {"like"} == {f.name for f in fields(record)} - {"id", "temperatures"}, kind

@@ -68,7 +68,8 @@ def estimate(
     if values.size and max_error_rate < missing.mean() < 1:
         raise ConfigError(f"{missing.sum()} of {values.size} values of {metric or 'the metric'} are missing (engine "
                           f"errors, no verdict, or not scored), more than {max_error_rate:.0%}. Resume the run to try "
-                          f"them again, or pass max_error_rate={math.ceil(missing.mean() * 100) / 100}.")
+                          "them again (a verdict that could not be read stays so), or pass "
+                          f"max_error_rate={math.ceil(missing.mean() * 100) / 100}.")
     judged = values[~missing.all(axis=1)]
     means = np.nanmean(judged, axis=1) if len(judged) else np.empty(0)
     n = len(means)
@@ -106,10 +107,12 @@ def stratified(
     low, high = range
     scaled = [(np.asarray(x, float) - low) / (high - low) for x in strata]
     value = sum(w * x.mean() for w, x in zip(weights, scaled, strict=True))
+    value = 1.0 if abs(value - 1) < 1e-9 else value # ten times 0.1 is a little less than 1
     padded = [(np.append(x, 0.5), len(x)) for x in scaled]
     variance = sum(w * w * (np.mean(x * x) - np.mean(x) ** 2) / n for w, (x, n) in zip(weights, padded, strict=True))
-    n = value * (1 - value) / variance if 0 < value < 1 else 1 / sum(w * w / len(x) for w, x in zip(weights, scaled,
-                                                                                                strict=True))
+    spread = 0 < value < 1 and variance > 0
+    even = 1 / sum(w * w / len(x) for w, x in zip(weights, scaled, strict=True))
+    n = value * (1 - value) / variance if spread else even
     ends = wilson(value * n, n, level)
     return tuple(float(low + (high - low) * x) for x in (value, *ends))
 
