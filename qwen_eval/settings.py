@@ -33,7 +33,7 @@ SECTION_KEYS = {kind: tuple(keys.split()) for kind, keys in {
                  "extract score metric question answer choices item_id stratum cluster solution tests entry_point "
                  "extra answer_key version licence notes",
     "study": f"models checkpoints adapter chat_template system model_variant benchmarks presets protocol limit "
-             f"{_SAMPLING} allow_specimens allow_unsafe_code engine notes"}.items()}
+             f"{_SAMPLING} allow_specimens allow_unsafe_code engine judge judge_tok notes"}.items()}
 
 # %% ../nbs/02_settings.ipynb #c06
 @dataclass(frozen=True, kw_only=True)
