@@ -235,7 +235,7 @@ app.command("quality")(quality_)
 @app.command("rescore")
 def rescore_(
     run: RunName,
-    judge: JudgeName = None,
+    judge: Annotated[str | None, typer.Option(help="Model that judges the stored answers first.")] = None,
     judge_tok: JudgeBudget = None,
     allow_unsafe_code: UnsafeFlag = False,
     as_json: JsonFlag = False,
@@ -249,6 +249,7 @@ def rescore_(
     from qwen_eval.evaluation import rescore
     from qwen_eval.runs import open_run, summary
     from qwen_eval.scores import n_changed, read_scores
+    if judge_tok and judge is None: raise ConfigError("--judge-tok is the budget of a judge; name one with --judge.")
     before = read_scores(open_run(run).path) if judge is None else None
     done = rescore(run, allow_unsafe_code=allow_unsafe_code, judge=judge, judge_tok=judge_tok)
     said = f"{n_changed(before, done.scores)} of {len(done.scores)} scores are not what they were."

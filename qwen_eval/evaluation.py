@@ -304,6 +304,7 @@ def _with_judge(run, items, judge, judge_engine, judge_tok):
     declared = msgspec.convert(asked["benchmark"]["declaration"], Variant)
     name = asked["benchmark"]["variant"]
     b = msgspec.convert({**m["benchmark"], "variants": {name: declared}, "default_variant": {}}, Benchmark)
+    if judge == "none": raise ConfigError("'none' is no judge; name a model that judges the stored answers.")
     if not check_judge(b, declared, judge):
         raise ConfigError(f"Run {run.id} has no answers that a judge could score anew; rescore it without a judge. "
                           "Any run's answers can be graded by a rubric (runs grade).")

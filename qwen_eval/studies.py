@@ -196,6 +196,9 @@ def plan(
                 else:
                     planned.append(Planned(found, model, preset, benchmark, s.allow_unsafe_code, jury))
                     loaded[benchmark] = found.item_set
+    if s.judge and planned and not any(r.plan.variant.judge for r in planned):
+        wrong[f"none of these is judged by a model, so nobody would ask {s.judge}; leave the judge out."] = ", ".join(
+            s.benchmarks)
     if wrong:
         said = "".join(f"\n  {where}: {why}" for why, where in wrong.items())
         head = f"Study {s.id!r} cannot run as it is planned:" if isinstance(name, str) else ""
