@@ -500,6 +500,7 @@ def test_a_judge_that_nobody_would_ask_is_refused(tmp_path):
     study = Study(id="j", models=("smollm2_135m",), benchmarks=("gsm8k",), judge="smollm2_135m", engine="fake",
                   allow_specimens=True)
     with pytest.raises(ConfigError, match="nobody would ask smollm2_135m"): plan(study, tmp_path)
-    run = evaluate("smollm2_135m", "gsm8k", engine=FakeEngine("constant"), source="specimen", runs=tmp_path, progress=False)
+    run = evaluate("smollm2_135m", "gsm8k", engine=FakeEngine("constant"), source="specimen", runs=tmp_path,
+                   progress=False)
     for judge, said in (("smollm2_135m", "no answers that a judge could score"), ("none", "'none' is no judge")):
         with pytest.raises(ConfigError, match=said): rescore(run, judge=judge, judge_engine=FakeEngine("constant"))
