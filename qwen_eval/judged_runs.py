@@ -9,11 +9,12 @@ __all__ = ['by_stratum', 'first_place', 'alpaca_figures', 'export_alpaca', 'Pair
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 import numpy as np
 from .engines.base import Engine
-from .errors import ConfigError
+from .errors import ConfigError, EngineError
 from .evaluation import consult, judge_engine_for
 from .fetch import write_atomic
 from .judges.alpaca import win_rates
@@ -28,7 +29,7 @@ from .records import Estimate, Item
 from .runs import Run, benchmark_label, items_of, open_run
 from .scores import weigh
 from .stats.intervals import estimate
-from .store import now
+from .store import read_manifest
 from .weights import describe
 
 # %% ../nbs/77_judged_runs.ipynb #c07
@@ -56,20 +57,32 @@ def alpaca_figures(
     run: Run, # A run of AlpacaEval, judged
 ) -> dict[str, Any]: # Percent, but for counts and lengths
     "What the leaderboard would say of a run, with the judge that it had."
-    frame = run.scores
-    kept = [None if math.isnan(v) else v + 1 for v in frame.value]
-    return {"benchmark": benchmark_label(run.manifest), **win_rates(kept),
-            "avg_length": float(frame.length.mean()) if "length" in frame else math.nan,
-            "length_controlled_winrate": _length_controlled(frame, run.manifest["items"]["n"])}
+    liked, lengths = _liked(run.scores), _lengths(run)
+    return {"benchmark": benchmark_label(run.manifest), **win_rates(liked.values()),
+            "avg_length": float(np.mean([own for _, own in lengths.values()])) if lengths else math.nan,
+            "length_controlled_winrate": _length_controlled(run.scores, lengths, run.manifest["items"]["n"])}
 
-def _length_controlled(frame, n):
-    "The rate in percent, or why there is none."
-    frame = frame[frame.epoch == 0].assign(at=frame.item_id.str.rpartition("/")[2])
-    if len(frame) < n or n < 805 or "length" not in frame or frame.length.isna().any():
-        return f"not computed: {frame.value.notna().sum()} of the 805 instructions are judged"
-    frame = frame.assign(at=frame["at"].astype(int)).sort_values("at")
-    liked = [None if math.isnan(v) else v + 1 for v in frame.value]
-    try: found, difficulty = fit_length(liked, frame.length_baseline, frame.length, gamed_rows())
+def _liked(frame):
+    "Preference of each item, the mean of its epochs, which are no independent draws; None where none was read."
+    means = frame.groupby("item_id", sort=False).value.mean()
+    return {i: None if math.isnan(v) else v + 1 for i, v in means.items()}
+
+def _lengths(run):
+    "Characters of the baseline's answer and of the model's (mean of its epochs) by item, whether judged or not."
+    base, said = {i.id: len(i.extra.get("reference", "")) for i in items_of(run.manifest).items}, {}
+    for (i, _), c in run.completions().items():
+        if i in base and c.finish_reason != "error": said.setdefault(i, []).append(len(c.text))
+    return {i: (base[i], float(np.mean(n))) for i, n in said.items()}
+
+def _length_controlled(frame, lengths, n):
+    "The rate in percent, or why there is none; a verdict that cannot be read is left out, as the package does."
+    liked, there = _liked(frame), set(frame.item_id[~frame.status.isin(("not_scored", "engine_error"))])
+    n_read = sum(v is not None for v in liked.values())
+    if n < 805 or len(there & lengths.keys()) < n or not n_read:
+        return f"not computed: {n_read} of the 805 instructions are judged"
+    order = sorted(there, key=lambda i: int(i.rpartition("/")[2])) # of the file
+    base, own = zip(*(lengths[i] for i in order), strict=True)
+    try: found, difficulty = fit_length([liked[i] for i in order], base, own, gamed_rows())
     except ConfigError as e: return f"not computed: {e}"
     return found.rate(difficulty)
 
@@ -80,17 +93,24 @@ def export_alpaca(
 ) -> Path: # The file
     "A run's answers as the `alpaca_eval` package reads them: a JSON list of instruction, output, generator, dataset."
     import json
-    said, items = run.completions(), items_of(run.manifest).items
+    said = {k: c for k, c in run.completions().items() if c.finish_reason != "error"}
+    items = items_of(run.manifest).items
     rows = [{"dataset": i.stratum, "instruction": i.question, "output": said[i.id, 0].text,
              "generator": run.manifest["model"]["id"]} for i in items if (i.id, 0) in said]
     return write_atomic(Path(to), json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
 
 # %% ../nbs/77_judged_runs.ipynb #c20
 def _asked(run, judge, name, items, whose, engine, tok, progress):
-    "(what the judge said by item id, its plan)"
+    "(what the judge said by item id, its plan); raises `EngineError` where its engine failed."
     p = judge_plan(describe(find_model(judge)), name, items, whose, run.path / "judgments", engine=engine,
                    answer_tok=tok, marks=tuple(run.manifest["items"]["marks"]))
-    with judge_engine_for(p, engine) as get: return consult(p, get, progress), p
+    with judge_engine_for(p, engine) as get: told = consult(p, get, progress)
+    if failed := [c for c in told.values() if c.finish_reason == "error"]:
+        raise EngineError(f"{len(failed)} of {len(told)} judgments failed (the first: {failed[0].error}); call "
+                          "again to go on.")
+    return told, p
+
+def _date(plan): return read_manifest(plan.path)["started"][:10] # of the judgment, whenever it is read again
 
 def _run(run, runs): return run if isinstance(run, Run) else open_run(run, root=runs)
 
@@ -150,7 +170,7 @@ def judge_pairs(
     runs: Path | str | None = None, # Folder of the runs; None is that of the settings
     progress: bool = True, # Show a bar?
 ) -> Pairs: # Of all turns that both have answered
-    "Compare two runs pair by pair, in both orders; raises `ConfigError` where they are not comparable."
+    "Compare two runs in both orders; raises `ConfigError` where they are not comparable, `EngineError` of the judge."
     a, b = _run(a, runs), _run(b, runs)
     hashes = [r.manifest["items"]["item_set_hash"] for r in (a, b)]
     if hashes[0] != hashes[1] or a.manifest["fingerprint"]["benchmark"]["id"] != "mt_bench":
@@ -159,7 +179,8 @@ def judge_pairs(
     asked, keys = [], []
     for i in (k for k in one if k in two):
         item, said = one[i][0], [[*c.turns, c.text, ""][:2] for c in (one[i][1], two[i][1])]
-        for turn, (name, order) in ((t, o) for t in (1, 2) for o in (("shown", said), ("swapped", said[::-1]))):
+        both = ("shown", said), ("swapped", said[::-1])
+        for turn, (name, order) in product((1, 2)[:len(item.extra["turns"])], both):
             turns = comparison(item, *order, turn, texts)
             keys.append((i, turn, name))
             asked.append(Item(id=judgment_id(i, 0, f"turn_{turn}_{name}"), question=turns[-1]["content"],
@@ -169,7 +190,7 @@ def judge_pairs(
     found = {k: verdict(told[i.id].text) for k, i in zip(keys, asked, strict=True)}
     rows = [{"item_id": i, "turn": t, "shown": found[i, t, "shown"], "swapped": found[i, t, "swapped"],
              "winner": winner(found[i, t, "shown"], found[i, t, "swapped"])} for i, t, n in keys if n == "shown"]
-    return Pairs(a.id, b.id, plan.model.id, now()[:10], _marks(plan, a, b), rows)
+    return Pairs(a.id, b.id, plan.model.id, _date(plan), _marks(plan, a, b), rows)
 
 def _marks(plan, *runs):
     own = ["self-judged"] if plan.model.id in {r.manifest["model"]["id"] for r in runs} else []
@@ -202,7 +223,7 @@ def judge_quality(
     runs: Path | str | None = None, # Folder of the runs; None is that of the settings
     progress: bool = True, # Show a bar?
 ) -> Quality: # Of the first epoch of the items in view
-    "Grades of a run's answers by a rubric; raises `ConfigError` where it has none, `UnknownNameError` for a dimension."
+    "Grades by a rubric; raises `ConfigError` without answers, `UnknownNameError` for a dimension, `EngineError`."
     run, wanted = _run(run, runs), dimensions_of(dimensions)
     said = {k: p for k, p in _answered(run).items() if (p[1].text or p[1].turns)}
     if not said: raise ConfigError(f"{run.id} holds no written answers to grade.")
@@ -210,11 +231,11 @@ def judge_quality(
     asked = [Item(id=judgment_id(k, 0, "quality"), question=t[-1]["content"], extra={"messages": t, "labels": ()})
              for k, t in turns.items()]
     name = run.manifest["fingerprint"]["benchmark"]["id"]
-    told, plan = _asked(run, judge, f"{name}.quality", asked, {"run": run.id, "dimensions": wanted}, judge_engine,
-                        judge_tok, progress)
+    whose = {"run": run.id, "dimensions": list(wanted.items())} # their order is part of what is asked
+    told, plan = _asked(run, judge, f"{name}.quality", asked, whose, judge_engine, judge_tok, progress)
     grades = {k: read_rubric(told[judgment_id(k, 0, "quality")].text, tuple(wanted)) for k in said}
     found = {n: np.array([math.nan if g[n] is None else g[n] for g in grades.values()]) for n in wanted}
-    return Quality(run.id, plan.model.id, now()[:10], _marks(plan, run),
+    return Quality(run.id, plan.model.id, _date(plan), _marks(plan, run),
                    {n: estimate(v, "bounded", (1.0, 5.0), max_error_rate=1, metric=n) for n, v in found.items()},
                    {n: int(np.isnan(v).sum()) for n, v in found.items()},
                    [{"item_id": k, **g} for k, g in grades.items()])

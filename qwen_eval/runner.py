@@ -48,14 +48,16 @@ def parameters(
     output: Path | None = None, # Where the executed notebook will lie
 ) -> dict[str, Any]: # Plain values by the names of the template's parameters, without the engine's address
     "What the notebook of a run is given."
-    here, model = settings().root, expand(run.model)
-    model = run.model if run.model in models() or not model.is_dir() else str(model.resolve()) # kernels work elsewhere
+    here, judge = settings().root, study.judge
     place = output and str(output.relative_to(here) if output.is_relative_to(here) else output.name)
-    return {"model": model, "preset": run.preset, "benchmark": run.benchmark, "protocol": study.protocol,
+    return {"model": _anywhere(run.model), "preset": run.preset, "benchmark": run.benchmark, "protocol": study.protocol,
             "overrides": study.overrides, "limit": study.limit, "variant": study.variant, "n_shot": study.n_shot,
             "seed": study.seed, "engine": study.engine or None, "runs": str(run.plan.runs),
-            "judge": study.judge, "judge_tok": study.judge_tok,
+            "judge": judge if judge in (None, "none") else _anywhere(judge), "judge_tok": study.judge_tok,
             "allow_specimens": study.allow_specimens, "allow_unsafe_code": study.allow_unsafe_code, "output": place}
+
+def _anywhere(name): # a model's folder in full, since kernels work elsewhere; other names as they are
+    return name if name in models() or not (folder := expand(name)).is_dir() else str(folder.resolve())
 
 # %% ../nbs/87_runner.ipynb #c11
 def check_effective(

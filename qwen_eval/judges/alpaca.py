@@ -27,13 +27,17 @@ def chat_turns(
     values: dict[str, str], # Placeholder -> text, filled in this order
 ) -> tuple[dict[str, str], ...]: # Turns with `role` and `content`, without space around
     "A template of the package as chat turns; raises `IntegrityError` where it is none."
-    text = template
-    for name, value in values.items():
-        if f"{{{name}}}" not in text: raise IntegrityError(f"The judge's template has no place for {name!r}.")
-        text = text.replace(f"{{{name}}}", value, 1)
-    parts = [p.split("\n", 1) for p in text.strip().split("<|im_start|>")[1:]]
+    parts = [p.split("\n", 1) for p in template.strip().split("<|im_start|>")[1:]]
     if not parts or any(len(p) < 2 for p in parts): raise IntegrityError("The judge's template is not in ChatML.")
-    return tuple({"role": role.strip(), "content": said.split("<|im_end|>", 1)[0].strip()} for role, said in parts)
+    parts = [(role.strip(), said.split("<|im_end|>", 1)[0]) for role, said in parts]
+    for name in values:
+        if not any(f"{{{name}}}" in said for _, said in parts):
+            raise IntegrityError(f"The judge's template has no place for {name!r}.")
+    return tuple({"role": role, "content": _filled(said, values).strip()} for role, said in parts)
+
+def _filled(text, values):
+    for name in [n for n in values if f"{{{n}}}" in text]: text = text.replace(f"{{{name}}}", values[name], 1)
+    return text
 
 # %% ../../nbs/56_judges.alpaca.ipynb #c13
 def preference(

@@ -71,7 +71,7 @@ def _read(item, name, judgment):
 
 _protocol = judges.add("mt-bench", JudgeProtocol(
     id="mt-bench", texts=judge_prompts, answer_tok=2048, dated=True,
-    wants=lambda item, c: tuple(f"turn_{n + 1}" for n in range(len(item.extra["turns"]))),
+    wants=lambda item, c: tuple(f"turn_{n + 1}" for n, _ in enumerate(item.extra["turns"][:2])), # no template asks more
     ask=lambda item, c, name, texts: grading(item, _answers(item, c), int(name[-1]), texts),
     read=_read, weigh=_weigh))
 
