@@ -132,10 +132,10 @@ def _borrow(plan, writer, hashes):
     "Take over answers to the same prompts from runs that differ in the judge alone, and note from where."
     for folder in lenders(plan):
         theirs = by_key(read_completions(folder / "completions.jsonl")[0])
-        for key in _missing(plan, hashes, writer.stored):
-            if key in theirs and theirs[key].finish_reason != "error" and theirs[key].prompt_hash == hashes[key]:
-                writer.append(theirs[key])
-                update_manifest(plan.path, answers_from=folder.name)
+        same = [theirs[k] for k in _missing(plan, hashes, writer.stored)
+                if k in theirs and theirs[k].finish_reason != "error" and theirs[k].prompt_hash == hashes[k]]
+        for c in same: writer.append(c)
+        if same: update_manifest(plan.path, answers_from=folder.name)
     _begin(plan, writer.stored)
 
 # %% ../nbs/71_evaluate.ipynb #c32
