@@ -1219,6 +1219,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'qwen_eval/judged_runs.py'),
                                        'qwen_eval.judged_runs._answered': ('judged_runs.html#_answered', 'qwen_eval/judged_runs.py'),
                                        'qwen_eval.judged_runs._asked': ('judged_runs.html#_asked', 'qwen_eval/judged_runs.py'),
+                                       'qwen_eval.judged_runs._check_alpaca': ( 'judged_runs.html#_check_alpaca',
+                                                                                'qwen_eval/judged_runs.py'),
                                        'qwen_eval.judged_runs._date': ('judged_runs.html#_date', 'qwen_eval/judged_runs.py'),
                                        'qwen_eval.judged_runs._length_controlled': ( 'judged_runs.html#_length_controlled',
                                                                                      'qwen_eval/judged_runs.py'),

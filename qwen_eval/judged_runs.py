@@ -56,11 +56,18 @@ def first_place(
 def alpaca_figures(
     run: Run, # A run of AlpacaEval, judged
 ) -> dict[str, Any]: # Percent, but for counts and lengths
-    "What the leaderboard would say of a run, with the judge that it had."
+    "What the leaderboard would say of a run, with the judge that it had; raises `ConfigError` for a run without one."
+    _check_alpaca(run)
+    if not run.scored or run.scores.status.isin(("not_scored", "engine_error")).all():
+        raise ConfigError(f"Run {run.id} is not judged yet: rescore it with a judge (rescore {run.id} --judge MODEL).")
     liked, lengths = _liked(run.scores), _lengths(run)
     return {"benchmark": benchmark_label(run.manifest), **win_rates(liked.values()),
             "avg_length": float(np.mean([own for _, own in lengths.values()])) if lengths else math.nan,
             "length_controlled_winrate": _length_controlled(run.scores, lengths, run.manifest["items"]["n"])}
+
+def _check_alpaca(run):
+    name = run.manifest["fingerprint"]["benchmark"]["id"]
+    if name != "alpaca_eval": raise ConfigError(f"Run {run.id} is of {name}; only alpaca_eval can be shown so.")
 
 def _liked(frame):
     "Preference of each item, the mean of its epochs, which are no independent draws; None where none was read."
@@ -93,6 +100,7 @@ def export_alpaca(
 ) -> Path: # The file
     "A run's answers as the `alpaca_eval` package reads them: a JSON list of instruction, output, generator, dataset."
     import json
+    _check_alpaca(run)
     said = {k: c for k, c in run.completions().items() if c.finish_reason != "error"}
     items = items_of(run.manifest).items
     rows = [{"dataset": i.stratum, "instruction": i.question, "output": said[i.id, 0].text,
@@ -172,6 +180,7 @@ def judge_pairs(
 ) -> Pairs: # Of all turns that both have answered
     "Compare two runs in both orders; raises `ConfigError` where they are not comparable, `EngineError` of the judge."
     a, b = _run(a, runs), _run(b, runs)
+    if a.path == b.path: raise ConfigError(f"{a.id} would be compared with itself; name two runs.")
     hashes = [r.manifest["items"]["item_set_hash"] for r in (a, b)]
     if hashes[0] != hashes[1] or a.manifest["fingerprint"]["benchmark"]["id"] != "mt_bench":
         raise ConfigError(f"{a.id} and {b.id} are no two runs of mt_bench on the same items.")

@@ -628,3 +628,15 @@ def test_a_judge_that_nobody_would_ask_is_refused(tmp_path):
                    progress=False)
     for judge, said in (("smollm2_135m", "no answers that a judge could score"), ("none", "'none' is no judge")):
         with pytest.raises(ConfigError, match=said): rescore(run, judge=judge, judge_engine=FakeEngine("constant"))
+
+
+def test_the_leaderboards_view_is_of_its_own_runs_only(tmp_path):
+    how = {"source": "specimen", "runs": tmp_path, "progress": False, "engine": FakeEngine(lambda r: "Yes.")}
+    other = evaluate("smollm2_135m", "gsm8k", **how)
+    waits = evaluate("smollm2_135m", "alpaca_eval", judge="none", **how)
+    for call in (alpaca_figures, lambda r: export_alpaca(r, tmp_path / "x.json")):
+        with pytest.raises(ConfigError, match="is of gsm8k"): call(other)
+    with pytest.raises(ConfigError, match="not judged yet"): alpaca_figures(waits)
+    turns = evaluate("smollm2_135m", "mt_bench", judge="none", **how)
+    with pytest.raises(ConfigError, match="with itself"):
+        judge_pairs(turns, turns, "smollm2_135m", FakeEngine("constant"))
