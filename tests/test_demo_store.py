@@ -31,11 +31,11 @@ def test_paths_are_noticed_wherever_they_stand():
     assert places({"a": ["Qwen/Qwen3-8B", "and/or", "a / b"], "b": "../x", "c": "see https://a.b/c"}) == []
 
 
-def test_twelve_runs_of_one_model_under_three_presets():
+def test_fifteen_runs_of_one_model_under_three_presets():
     asked = [run.manifest["effective"] for run in RUNS]
-    assert len(RUNS) == 12 and {a["model"] for a in asked} == {"smollm2_135m"}
+    assert len(RUNS) == 15 and {a["model"] for a in asked} == {"smollm2_135m"}
     assert {a["preset"] for a in asked} == {"balanced", "performance", "memory_optimized"}
-    assert len({run.manifest["items"]["item_set_hash"] for run in RUNS}) == 4
+    assert len({run.manifest["items"]["item_set_hash"] for run in RUNS}) == 5
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.id)
