@@ -6,6 +6,7 @@ import math
 import os
 import random
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,14 +20,14 @@ from qwen_eval.datasets.bfcl import SINGLE_TURN, bfcl_join
 from qwen_eval.engines.base import FakeEngine
 from qwen_eval.errors import ConfigError, IntegrityError
 from qwen_eval.extract import extractors
-from qwen_eval.extract_calls import LONGEST, call_readers, python_calls, read_calls
+from qwen_eval.extract_calls import LONGEST, call_readers, python_calls, read_calls, show_calls
 from qwen_eval.metrics import metrics, stratum_weights
 from qwen_eval.models import Model
 from qwen_eval.plans import plan_run
 from qwen_eval.protocols import protocol
 from qwen_eval.records import Completion, Item, Score
 from qwen_eval.requests import build_requests
-from qwen_eval.scorers.bfcl import Rules, bfcl_scorer, wrong_call
+from qwen_eval.scorers.bfcl import Rules, _short, bfcl_scorer, wrong_call
 from qwen_eval.scores import measured, score_frame, weigh
 from qwen_eval.sources import unpack
 
@@ -184,6 +185,28 @@ def test_deep_values_are_compared_or_refused():
     deep = {"weather.now": {"city": json.loads("[" * 900 + "]" * 900)}}
     assert wrong_call(WEATHER, deep, RIGHT)
     assert wrong_call(WEATHER, {"weather.now": {"city": "Oslo", "wind": 10 ** 400}}, RIGHT) # too large for a float
+
+
+@pytest.mark.parametrize("text", [
+    '[f(x="%2000000000d" % 1)]', '[f(x="%*d" % (2000000000, 1))]', "[f(x=[[[1]*900]*900]*900)]", "[f(x=[[1]*900]*900)]",
+    '[f(x=b"%9999999d" % 1)]', '[f(x="%.999999999f" % 1.5)]', f"[f(x={'%999d' * 900!r} % 1)]"])
+def test_small_texts_make_no_large_values(text, specimens):
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="too l"): read_calls(text, "prompted-calls")
+    v = replace(benchmark("bfcl").variants["prompted"], extract="prompted-calls")
+    assert bfcl_scorer(specimens[0], Completion(item_id=specimens[0].id, text=text), v).status == "no_answer"
+    assert time.monotonic() - began < 2
+
+
+def test_small_products_and_formats_are_computed():
+    assert python_calls("f(a=[0] * 3, b='%03d%%' % 7, c='ab' * 2, d=2 ** 10)") == [
+        {"f": {"a": [0, 0, 0], "b": "007%", "c": "abab", "d": 1024}}]
+
+
+def test_what_is_too_large_to_be_shown_is_said():
+    class Large:
+        def __repr__(self): raise MemoryError
+    assert show_calls([{"f": {"a": Large()}}]).endswith("to be shown") and _short(Large()) == "Large"
 
 
 def test_nothing_is_run():
