@@ -1,4 +1,5 @@
 """BFCL v4: gold answers, frozen verdicts of the leaderboard's own checker, prompts, averages, published scores."""
+import gzip
 import hashlib
 import importlib.util
 import json
@@ -374,6 +375,42 @@ def test_checks_survive_odd_files(tmp_path):
     (home / "score" / "m" / "simple_score.json").write_text("{")
     [check] = conformance(tmp_path, "bfcl")
     assert not check.ran and "not run" in check.note and "cannot be read" in check.note
+
+
+def bfcl_folder(root, model, categories, change=lambda name, rows: rows):
+    "Two questions of each category that a model answers in the other order, the first of them wrongly."
+    ids, stem = ("a", "b"), "gorilla_openfunctions_v1_test_"
+    for c in categories:
+        files = {f"{stem}{c}.json": [{"id": i, "question": "?", "function": WEATHER} for i in ids],
+                 f"possible_answer/{stem}{c}.json": [{"id": i, "ground_truth": RIGHT} for i in ids],
+                 f"result/{model}/{stem}{c}_result.json": [{"id": "b", "result": "[weather.now(city='Oslo')]"},
+                                                           {"id": "a", "result": "no"}],
+                 f"score/{model}/{c}_score.json": [{"accuracy": 0.5, "total_count": 2}, {"id": "a"}]}
+        for name, rows in files.items():
+            (path := root / "bfcl_x" / f"{name}.gz").parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(gzip.compress("\n".join(map(json.dumps, change(name, rows))).encode()))
+
+
+def test_answers_belong_to_their_questions(tmp_path):
+    bfcl_folder(tmp_path, "m", ["simple"])
+    [check] = conformance(tmp_path, "bfcl")
+    assert check.source == "bfcl_x/score/m/simple_score.json.gz"
+    assert {i["id"]: i["value"] for i in check.items} == {"a": 0, "b": 1} and check.n_differ == 0
+
+
+@pytest.mark.parametrize("bad, lost", [({"result": "x"}, 0), ({"id": "b"}, 0), (["a"], 1), (None, 1)])
+def test_a_bad_category_takes_no_other_with_it(tmp_path, bad, lost):
+    def change(name, rows): return [bad, rows[1]] if name.startswith("result") else rows
+    bfcl_folder(tmp_path, "m", ["multiple", "simple"])
+    bfcl_folder(tmp_path, "a", ["simple"], change)
+    bfcl_folder(tmp_path, "m", ["multiple"], change)
+    made = {c.check.partition("/")[2]: c for c in conformance(tmp_path, "bfcl")}
+    assert list(made) == ["a/simple", "m/multiple", "m/simple"] and made["m/simple"].n_differ == 0
+    for c in ("a/simple", "m/multiple"): assert made[c].ran is not bool(lost) and (made[c].note != "") is bool(lost)
+    (tmp_path / "bfcl_x/score/m/multiple_score.json.gz").write_bytes(b"\x1f\x8bxx")
+    (tmp_path / "bfcl_x/score/a/simple_score.json.gz").write_bytes(gzip.compress(b"[]"))
+    made = {c.check.partition("/")[2]: c for c in conformance(tmp_path, "bfcl")}
+    assert [made[k].ran for k in ("a/simple", "m/multiple", "m/simple")] == [False, False, True]
 
 
 def test_a_replaced_item_keeps_its_functions(specimens):

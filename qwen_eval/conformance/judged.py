@@ -93,6 +93,7 @@ def _annotated(rows, name, source, board):
                      "n_differ": len(differ)}),
             _figure(f"{name}/standard_error", source, row.get("standard_error"), rates["standard_error"], each.n)]
 
+# %% ../../nbs/75_conformance.judged.ipynb #c19
 def _length_controlled(file, name, source, board):
     known = file.with_name("instruction_difficulty.csv")
     gamma = [float(x.split(",")[-1]) for x in _read(known).splitlines()[1:]] if known.is_file() else None
@@ -193,6 +194,6 @@ def _judged(path, name, source, items, texts):
     made = compare(f"{name}/verdicts", "mt_bench", source, published, ours, figure=_mean(published.values()))
     if not made.ran: return [sent, made]
     unread, mean = sum(v < 0 for v in ours.values()), _mean(ours.values())
-    if mean is None: return [sent, not_run(made.check, "mt_bench", source, f"none of {len(ours)} judgments is readable")]
+    if mean is None: return [sent, not_run(made.check, "mt_bench", source, f"none of {len(ours)} judgments was read")]
     what = "mean rating" if single else "share of wins of the first model, ties as halves"
     return [sent, Check(**{**vars(made), "ours": mean, "note": f"{what}; {unread} of {len(ours)} not read"})]
