@@ -52,5 +52,7 @@ def conformance_(
     from qwen_eval.conformance.base import conformance, watched
     checks = list(watched(conformance(published, only), "checks"))
     none = f"Nothing that is known was found in {published}: no folder gsm8k_openai, qwen2.5_coder_..., and so on."
-    say([asdict(c) for c in checks] if as_json else checks, lambda c: checks_text(c) if c else none, as_json)
+    blank = {"ours": None, "n": None, "n_differ": None} # what was not run has no count, least of all 0
+    found = [asdict(c) | ({} if c.ran else blank) for c in checks] if as_json else checks
+    say(found, lambda c: checks_text(c) if c else none, as_json)
     if strict and any(c.n_differ or not c.ran for c in checks): raise typer.Exit(1)

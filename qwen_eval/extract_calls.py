@@ -10,6 +10,7 @@ __all__ = ['LONGEST', 'call_readers', 'python_calls', 'java_calls', 'javascript_
 import ast
 import json
 import operator
+import re
 import warnings
 from typing import Any
 from .extract import extractors, strip_thinking
@@ -67,6 +68,7 @@ def _computed(node):
         case ast.BinOp() if type(node.op) in _OPERATORS:
             a, b = _computed(node.left), _computed(node.right)
             if isinstance(node.op, (ast.Pow, ast.Mult)): _check_small(node.op, a, b)
+            if isinstance(node.op, ast.Mod) and isinstance(a, (str, bytes)): _check_widths(a)
             return _OPERATORS[type(node.op)](a, b)
         case ast.UnaryOp(): return _SIGNS[type(node.op)](_computed(node.operand))
         case ast.Constant(): return node.value
@@ -74,12 +76,23 @@ def _computed(node):
             return (list if isinstance(node, ast.List) else tuple)(_computed(v) for v in node.elts)
     raise ValueError(f"an operand is {type(node).__name__}")
 
+# %% ../nbs/51_extract_calls.ipynb #c28
 def _check_small(op, a, b):
     power = isinstance(op, ast.Pow) and isinstance(a, int) and isinstance(b, int)
-    size = abs(b) * a.bit_length() if power else max((abs(n) * len(x) for n, x in ((a, b), (b, a))
-                                                      if isinstance(n, int) and hasattr(x, "__len__")), default=0)
-    if size > LONGEST or max((x.bit_length() for x in (a, b) if isinstance(x, int)), default=0) > LONGEST:
-        raise ValueError("a number or text is too large")
+    size = max((abs(n) * _size(x) for n, x in ((a, b), (b, a)) if isinstance(n, int) and hasattr(x, "__len__")),
+               default=0)
+    bits = abs(b) * a.bit_length() if power else max((x.bit_length() for x in (a, b) if isinstance(x, int)), default=0)
+    if size > _MOST or bits > LONGEST: raise ValueError("a number, text or list is too large")
+
+_MOST = 1000 # Of a list or text that is written as a product, with all that is in it: no real call has a longer one
+
+def _size(x): return sum(map(_size, x)) + 1 if isinstance(x, (list, tuple)) else len(x) if hasattr(x, "__len__") else 1
+
+def _check_widths(text):
+    "A width of a format, such as `%9999d`, makes a long text of a short one."
+    wide = " ".join(re.findall(r"%[-+ #0-9.*]*", text if isinstance(text, str) else text.decode("latin-1")))
+    if "*" in wide or sum(map(int, re.findall("[0-9]+", wide))) > _MOST:
+        raise ValueError("a formatted text is too long")
 
 # %% ../nbs/51_extract_calls.ipynb #c11
 def java_calls(
@@ -262,6 +275,7 @@ def _extractor(name):
 def show_calls(calls):
     "Calls in one line, of at most 2000 characters."
     try: return repr(calls)[:2000]
-    except (RecursionError, ValueError): return "calls nested too deeply, or too large a number, to be shown"
+    except (RecursionError, ValueError, MemoryError):
+        return "calls nested too deeply, or too large a number, to be shown"
 
 for _name in call_readers.names(): extractors.add(_name, _extractor(_name))

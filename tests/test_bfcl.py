@@ -1,4 +1,5 @@
 """BFCL v4: gold answers, frozen verdicts of the leaderboard's own checker, prompts, averages, published scores."""
+import gzip
 import hashlib
 import importlib.util
 import json
@@ -6,6 +7,7 @@ import math
 import os
 import random
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,14 +21,14 @@ from qwen_eval.datasets.bfcl import SINGLE_TURN, bfcl_join
 from qwen_eval.engines.base import FakeEngine
 from qwen_eval.errors import ConfigError, IntegrityError
 from qwen_eval.extract import extractors
-from qwen_eval.extract_calls import LONGEST, call_readers, python_calls, read_calls
+from qwen_eval.extract_calls import LONGEST, call_readers, python_calls, read_calls, show_calls
 from qwen_eval.metrics import metrics, stratum_weights
 from qwen_eval.models import Model
 from qwen_eval.plans import plan_run
 from qwen_eval.protocols import protocol
 from qwen_eval.records import Completion, Item, Score
 from qwen_eval.requests import build_requests
-from qwen_eval.scorers.bfcl import Rules, bfcl_scorer, wrong_call
+from qwen_eval.scorers.bfcl import Rules, _short, bfcl_scorer, wrong_call
 from qwen_eval.scores import measured, score_frame, weigh
 from qwen_eval.sources import unpack
 
@@ -184,6 +186,28 @@ def test_deep_values_are_compared_or_refused():
     deep = {"weather.now": {"city": json.loads("[" * 900 + "]" * 900)}}
     assert wrong_call(WEATHER, deep, RIGHT)
     assert wrong_call(WEATHER, {"weather.now": {"city": "Oslo", "wind": 10 ** 400}}, RIGHT) # too large for a float
+
+
+@pytest.mark.parametrize("text", [
+    '[f(x="%2000000000d" % 1)]', '[f(x="%*d" % (2000000000, 1))]', "[f(x=[[[1]*900]*900]*900)]", "[f(x=[[1]*900]*900)]",
+    '[f(x=b"%9999999d" % 1)]', '[f(x="%.999999999f" % 1.5)]', f"[f(x={'%999d' * 900!r} % 1)]"])
+def test_small_texts_make_no_large_values(text, specimens):
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="too l"): read_calls(text, "prompted-calls")
+    v = replace(benchmark("bfcl").variants["prompted"], extract="prompted-calls")
+    assert bfcl_scorer(specimens[0], Completion(item_id=specimens[0].id, text=text), v).status == "no_answer"
+    assert time.monotonic() - began < 2
+
+
+def test_small_products_and_formats_are_computed():
+    assert python_calls("f(a=[0] * 3, b='%03d%%' % 7, c='ab' * 2, d=2 ** 10)") == [
+        {"f": {"a": [0, 0, 0], "b": "007%", "c": "abab", "d": 1024}}]
+
+
+def test_what_is_too_large_to_be_shown_is_said():
+    class Large:
+        def __repr__(self): raise MemoryError
+    assert show_calls([{"f": {"a": Large()}}]).endswith("to be shown") and _short(Large()) == "Large"
 
 
 def test_nothing_is_run():
@@ -351,6 +375,42 @@ def test_checks_survive_odd_files(tmp_path):
     (home / "score" / "m" / "simple_score.json").write_text("{")
     [check] = conformance(tmp_path, "bfcl")
     assert not check.ran and "not run" in check.note and "cannot be read" in check.note
+
+
+def bfcl_folder(root, model, categories, change=lambda name, rows: rows):
+    "Two questions of each category that a model answers in the other order, the first of them wrongly."
+    ids, stem = ("a", "b"), "gorilla_openfunctions_v1_test_"
+    for c in categories:
+        files = {f"{stem}{c}.json": [{"id": i, "question": "?", "function": WEATHER} for i in ids],
+                 f"possible_answer/{stem}{c}.json": [{"id": i, "ground_truth": RIGHT} for i in ids],
+                 f"result/{model}/{stem}{c}_result.json": [{"id": "b", "result": "[weather.now(city='Oslo')]"},
+                                                           {"id": "a", "result": "no"}],
+                 f"score/{model}/{c}_score.json": [{"accuracy": 0.5, "total_count": 2}, {"id": "a"}]}
+        for name, rows in files.items():
+            (path := root / "bfcl_x" / f"{name}.gz").parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(gzip.compress("\n".join(map(json.dumps, change(name, rows))).encode()))
+
+
+def test_answers_belong_to_their_questions(tmp_path):
+    bfcl_folder(tmp_path, "m", ["simple"])
+    [check] = conformance(tmp_path, "bfcl")
+    assert check.source == "bfcl_x/score/m/simple_score.json.gz"
+    assert {i["id"]: i["value"] for i in check.items} == {"a": 0, "b": 1} and check.n_differ == 0
+
+
+@pytest.mark.parametrize("bad, lost", [({"result": "x"}, 0), ({"id": "b"}, 0), (["a"], 1), (None, 1)])
+def test_a_bad_category_takes_no_other_with_it(tmp_path, bad, lost):
+    def change(name, rows): return [bad, rows[1]] if name.startswith("result") else rows
+    bfcl_folder(tmp_path, "m", ["multiple", "simple"])
+    bfcl_folder(tmp_path, "a", ["simple"], change)
+    bfcl_folder(tmp_path, "m", ["multiple"], change)
+    made = {c.check.partition("/")[2]: c for c in conformance(tmp_path, "bfcl")}
+    assert list(made) == ["a/simple", "m/multiple", "m/simple"] and made["m/simple"].n_differ == 0
+    for c in ("a/simple", "m/multiple"): assert made[c].ran is not bool(lost) and (made[c].note != "") is bool(lost)
+    (tmp_path / "bfcl_x/score/m/multiple_score.json.gz").write_bytes(b"\x1f\x8bxx")
+    (tmp_path / "bfcl_x/score/a/simple_score.json.gz").write_bytes(gzip.compress(b"[]"))
+    made = {c.check.partition("/")[2]: c for c in conformance(tmp_path, "bfcl")}
+    assert [made[k].ran for k in ("a/simple", "m/multiple", "m/simple")] == [False, False, True]
 
 
 def test_a_replaced_item_keeps_its_functions(specimens):

@@ -168,6 +168,45 @@ def test_every_coder_folder_is_judged(lab, tmp_path):
     assert any("SyntaxError" in w for w in causes(base)) and any("widest_gap" in w for w in causes(base))
 
 
+def test_notes_beside_the_answers_of_mmlu_pro(tmp_path):
+    place = tmp_path / "mmlu_pro"
+    with zipfile.ZipFile(mmlu_zip(place / "a.zip", [("B", "The answer is (B).")]), "a") as z:
+        for n, note in enumerate(("3", '"x"', "null", '[1, "pred", {"model": "x"}]', '{"acc": 0.5}')):
+            z.writestr(f"note{n}.json", note)
+    with zipfile.ZipFile(place / "b.zip", "w") as z:
+        z.writestr("out.json", json.dumps([{"question_id": 1, "answer": "B", "pred": "B",
+                                            "generated_text": "The answer is (B)."}]))
+    with zipfile.ZipFile(place / "c.zip", "w") as z: z.writestr("out.json", "[]")
+    put(tmp_path / "math_equivalence/none.json", "[]")
+    a, b, c, none = [*conformance(tmp_path, "mmlu_pro"), *conformance(tmp_path, "math_equivalence")]
+    assert (a.n, a.n_differ, b.n, b.n_differ) == (1, 0, 1, 0) and "1 not tried: no options" in b.note
+    assert c.note == "not run: ConfigError: no rows with pred" and none.note == "not run: ConfigError: no pairs"
+
+
+def test_texts_are_read_packed_and_line_by_line(tmp_path):
+    place, said = tmp_path / "text_metrics/codexglue", "0\tsays\u2028hello\x85to the whole world\r\n1\tadds two numbers"
+    for name, end in (("packed", ".gz"), ("plain", "")):
+        for part in ("predictions", "reference"): put(place / name / f"{part}.txt{end}", said)
+    put(place / "apart/predictions.txt", "0\tx")
+    put(place / "apart/reference.txt", "7\tx")
+    apart, packed, plain = conformance(tmp_path)
+    assert apart.note == "not run: ConfigError: no pairs" and packed.source.endswith("packed/predictions.txt.gz")
+    assert packed.n == plain.n == 2 and packed.ours == plain.ours == pytest.approx(100)
+
+
+@sandboxed
+def test_the_program_that_was_judged_is_judged(lab, tmp_path):
+    place = coder_folder(tmp_path / "p", change={0: ""})
+    items = load(benchmark("humaneval_plus"), "specimen").items
+    status = {i.id: [{"task_id": i.id, "base_status": "fail" if n else "pass", "plus_status": "fail" if n else "pass",
+                      "solution": "" if n else i.question + i.target}] for n, i in enumerate(items)}
+    put(place / "generated.jsonl.gz", lines([{"task_id": i.id, "solution": ""} for i in items]))
+    put(place / "generated_eval_results.json.gz", json.dumps({"eval": status}))
+    checks = list(conformance(tmp_path / "p"))
+    assert [(c.ran, c.n) for c in checks] == [(True, len(items))] * 3 # the last by the tests of other specimens
+    assert [c.n_differ for c in checks[:2]] == [0, 0] and {i["value"] for i in checks[0].items} == {0.0, 1.0}
+
+
 # -- damage -------------------------------------------------------------------------------------------------------
 
 DAMAGE = {
@@ -239,6 +278,9 @@ def test_command(tmp_path):
                             "note"}
     assert made[0]["items"] == [{"id": "gsm8k/test/0", "value": 0.0}] and made[0]["differences"][0]["published"] == 1.0
     assert CliRunner().invoke(app, [*ask, "--strict"]).exit_code == 1
+    put(tmp_path / "math_equivalence/a.json", "[")
+    lost = json.loads(CliRunner().invoke(app, [*ask, "--only", "math_equivalence", "--json"]).stdout)[0]
+    assert (lost["ours"], lost["n"], lost["n_differ"]) == (None, None, None) and lost["note"].startswith("not run")
     assert json.loads(CliRunner().invoke(app, [*ask, "--only", "mmlu_pro", "--json"]).stdout) == []
     assert "Nothing that is known" in CliRunner().invoke(app, [*ask, "--only", "mmlu_pro"]).stdout
     wrong = CliRunner().invoke(app, [*ask, "--only", "mmlu"])

@@ -17,6 +17,7 @@ from qwen_eval.goldcheck import gold_answers, gold_check
 from qwen_eval.preview import preview
 from qwen_eval.runner import run_study
 from qwen_eval.runs import items_of
+from qwen_eval.scorers.exact import short_answer
 from qwen_eval.settings import read_settings, settings
 from qwen_eval.verification import verify_run
 
@@ -361,3 +362,10 @@ def test_the_example_of_the_readme_is_one(lab):
     declare(lab, "[benchmark.zoo]\nkind = choice\npath = zoo.csv\nchoices = a, b, c\nanswer = right\nstratum = topic\n")
     assert [i.stratum for i in load(benchmark("zoo")).items] == ["bodies", "sounds"]
     assert Path(benchmark("zoo").sources[0].path).is_absolute()
+
+
+@pytest.mark.parametrize("text, answer", [
+    ("The answer is not clear. Final answer: Rome", "Rome"), ("Answer: The answer is Rome.", "Rome."),
+    ("The result was odd.\n**Answer:** Rome", "Rome"), ("The answer is Rome, not the result of a poll.",
+                                                       "Rome, not the result of a poll.")])
+def test_the_last_announcement_counts(text, answer): assert short_answer(text, None) == answer

@@ -2,6 +2,7 @@
 import gzip
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -15,7 +16,8 @@ import numpy as np
 import pytest
 from tiny_models import save_tiny_qwen3, train_tokenizer
 
-from qwen_eval.conformance.base import conformance
+from qwen_eval.conformance import judged as judged_checks
+from qwen_eval.conformance.base import Check, compare, conformance
 from qwen_eval.conformance.judged import cut_out
 from qwen_eval.datasets.base import load
 from qwen_eval.datasets.judged import TEMPERATURES, alpaca_eval, mt_bench
@@ -598,6 +600,59 @@ def test_a_changed_request_is_seen(tmp_path):
     (tmp_path / "mt_bench").mkdir()
     (tmp_path / "mt_bench/changed_single.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert [c.n_differ for c in conformance(tmp_path, "mt_bench")] == [1, 1]
+
+
+def annotation(n, **changes):
+    shown = [{"token": t, "logprob": p} for t, p in (("M", -0.1), ("m", -2.4))]
+    return {"instruction": f"Say {n}.", "output_1": "a", "output_2": "b", "generator_2": "toy",
+            "raw_completion": {"logprobs": {"content": [{"top_logprobs": shown}]}},
+            "preference": preference(f"Say {n}.", (-2.4, -0.1))} | changes
+
+
+@pytest.mark.parametrize("bad", ["[", "[3]", "[]", '[{"instruction": "x"}]',
+                                 json.dumps([annotation(1, preference="?")]),
+                                 json.dumps([annotation(1, preference=None, raw_completion=None)])])
+def test_a_bad_file_of_annotations_takes_no_other_with_it(tmp_path, bad):
+    place = tmp_path / "alpaca_eval/annotations"
+    place.mkdir(parents=True)
+    (place / "a.json").write_text(bad)
+    (place / "b.json").write_text(json.dumps([annotation(n) for n in range(4)]))
+    (tmp_path / "alpaca_eval/length_controlled_coefficients.csv").write_text("name\nx\n")
+    made = list(conformance(tmp_path, "alpaca_eval"))
+    lost = [c for c in made if not c.ran]
+    assert [c.check.partition("/")[2] for c in made if c.ran] == ["b/win_rate", "b/standard_error"]
+    assert len(lost) >= 2 and all(c.note.startswith("not run: ") and len(c.note) > 15 for c in lost)
+    assert lost[-1].check == "alpaca_eval/length_controlled"
+
+
+def test_no_number_is_no_check():
+    assert not Check(check="x", family="y", source="", ours=math.nan).ran
+    said = compare("x", "y", "", {"a": 1.0}, {"a": math.nan})
+    assert not said.ran and said.ours is None and said.note == "not run: our figure is no number"
+
+
+def judgment(texts, item, judged="Rating: [[7]]", **changes):
+    asked = grading(item, ["It is.\u2028So."], 1, texts)[1]["content"]
+    return {"model": "m", "question_id": item.id, "turn": 1, "user_prompt": asked, "judgment": judged, "score": 7,
+            **changes}
+
+
+def test_judgments_of_files_good_and_bad(tmp_path, monkeypatch):
+    texts, loaded = judge_prompts(specimen=True), load(mt_bench, "specimen")
+    monkeypatch.setattr(judged_checks, "load", lambda b, source: loaded)
+    monkeypatch.setattr(judged_checks, "judge_prompts", lambda: texts)
+    item, place = loaded.items[0], tmp_path / "mt_bench"
+    place.mkdir()
+    files = {"bad": '{"turn": 1', "empty": "", "odd": "[1]",
+             "mute": json.dumps(judgment(texts, item, "No number.", score=-1)),
+             "twice": "\n".join(json.dumps(judgment(texts, item, score=s), ensure_ascii=False) for s in (7, 6))}
+    for name, text in files.items(): (place / f"{name}_single.jsonl").write_text(text)
+    made = {c.check.partition("/")[2]: c for c in conformance(tmp_path, "mt_bench")}
+    assert not made["bad_single"].ran and not made["odd_single"].ran
+    assert made["empty_single/verdicts"].note == made["empty_single/requests"].note == "not run: no items"
+    assert made["mute_single/verdicts"].note == "not run: none of 1 judgments was read"
+    asked, said = made["twice_single/requests"], made["twice_single/verdicts"]
+    assert (asked.n, asked.n_differ, said.n, said.n_differ, said.ours) == (2, 0, 2, 1, 7)
 
 
 def test_the_authors_texts_are_read_where_they_lie():

@@ -115,7 +115,9 @@ def test_the_order_is_each_items_own_and_favours_nobody(items):
     (f"I would call {A} and then {B}.", [A, B]), (f'{{"functions": ["{A}"]}}', [A]), (f'[{{"name": "{A}"}}, {{"name": "{A}"}}]', [A]),
     (f'["{A.upper()}", "functions.{B}"]', [A, B]), (f'["{A}(harbour=1)"]', [A]), (f'First ["{C}"]? No: ["{A}"]', [A]),
     (f'<think>["{C}"]</think>["{A}"]', [A]), (f'["{A}", "{B}', [A, B]), ('["fish"]', ["fish"]), ("[]", []), ("```json\n[ ]\n```", []),
-    ("I am sorry, but I cannot help with that.", None), ("", None), ("None of them.", None), (calls([A]), [A]), ("[1, 2]", None)])
+    ("I am sorry, but I cannot help with that.", None), ("", None), ("None of them.", None), (calls([A]), [A]), ("[1, 2]", None),
+    (f'["{A}"] (see [docs_for_x])', [A]), (f'["{A}"]\n["{B}"]', [A, B]), (f'- ["{A}"]\n- ["{B}"]', [A, B]),
+    (f'[["{A}"], ["{B}"]]', [A, B]), (f'["{C}"]\nNo, rather:\n["{A}"]', [A]), ('["a_for_b"] or [fish]', ["a_for_b"])])
 def test_what_a_text_lists(text, names): assert listed_names(text, [A, B, C]) == names
 
 

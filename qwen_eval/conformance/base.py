@@ -35,7 +35,7 @@ class Check:
     @property
     def ran(self) -> bool:
         "Was the check made?"
-        return self.ours is not None
+        return self.ours is not None and not math.isnan(self.ours)
 
 # %% ../../nbs/73_conformance.base.ipynb #c13
 def not_run(
@@ -119,6 +119,7 @@ def compare(
     if not ours: return not_run(check, family, source, "no items")
     differ = [k for k in published if not _same(published[k], ours[k], tolerance)]
     mean = math.fsum(ours.values()) / len(ours) if our_figure is None else our_figure
+    if math.isnan(mean): return not_run(check, family, source, "our figure is no number")
     return Check(check=check, family=family, source=source, published=figure, ours=mean, n=len(ours), note=note,
                  n_differ=len(differ), items=[{"id": k, "value": v} for k, v in ours.items()],
                  differences=[{"id": k, "published": published[k], "ours": ours[k], "why": why(k)} for k in differ])

@@ -9,11 +9,12 @@ __all__ = ['calls_2024', 'shown_with_underscores', 'bfcl_checks']
 import ast
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from .base import Check, compare, families
+from .base import Check, attempt, compare, families, not_run
 from ..errors import IntegrityError
 from ..extract_calls import are_calls, java_calls, javascript_calls, python_calls
 from ..scorers.bfcl import Rules, wrong_calls
@@ -108,13 +109,16 @@ def shown_with_underscores(
 # %% ../../nbs/75_conformance.bfcl.ipynb #c14
 _STEM = "gorilla_openfunctions_v1_test_"
 
+def _place(folder, name):
+    "A file, packed or not; None where it is not there."
+    return next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
+
 def _lines(folder, name):
     "Rows of a file of JSON lines, packed or not; None where it is not there."
-    for path in (folder / f"{name}.gz", folder / name):
-        if path.is_file():
-            try: return [json.loads(x) for x in unpack(path, path.read_bytes()).decode().split("\n") if x.strip()]
-            except (OSError, EOFError, ValueError) as e: raise IntegrityError(f"{path} cannot be read ({e}).") from None
-    return None
+    if not (path := _place(folder, name)): return None
+    try: return [json.loads(x) for x in unpack(path, path.read_bytes()).decode().split("\n") if x.strip()]
+    except (OSError, EOFError, ValueError, zlib.error) as e:
+        raise IntegrityError(f"{path.name} cannot be read ({e}).") from None
 
 def _language(category): return {"java": "java", "javascript": "javascript"}.get(category, "python")
 
@@ -124,14 +128,26 @@ def _categories(home, model):
                             for p in (home / "result" / model).glob(f"{_STEM}*_result.json*")})
 
 def _read_model(home, model):
-    "Per category: (questions, answers, possible answers, calls or why there are none); None where a file is missing."
+    "Per category: (questions, answers, possible answers), or why they cannot be had."
     found = {}
     for c in _categories(home, model):
-        parts = (_lines(home, f"{_STEM}{c}.json"), _lines(home / "result" / model, f"{_STEM}{c}_result.json"))
-        gold = _lines(home / "possible_answer", f"{_STEM}{c}.json")
-        whole = None not in parts and (gold is not None or c == "relevance")
-        found[c] = (*parts, gold) if whole else None
+        try: found[c] = _parts(home, model, c)
+        except (IntegrityError, KeyError, TypeError, AttributeError) as e: found[c] = f"{type(e).__name__}: {e}"
     return found
+
+def _parts(home, model, category):
+    questions, gold = (_lines(p, f"{_STEM}{category}.json") for p in (home, home / "possible_answer"))
+    answers = _lines(home / "result" / model, f"{_STEM}{category}_result.json")
+    if None in (questions, answers) or (gold is None and category != "relevance"):
+        return "no questions, answers or possible answers"
+    for q in questions: q["id"], [f["name"] for f in _functions(q)] # raises where a question lacks them
+    return questions, _as_asked(questions, answers), gold and _as_asked(questions, gold)
+
+def _as_asked(questions, rows):
+    "Rows in the order of their questions, where their ids say it."
+    by = {r.get("id"): r for r in rows}
+    same = len(by) == len(rows) == len(questions) and by.keys() == {q["id"] for q in questions}
+    return [by[q["id"]] for q in questions] if same else rows
 
 # %% ../../nbs/75_conformance.bfcl.ipynb #c15
 def _calls_or_why(result, model, language):
@@ -147,20 +163,24 @@ def _verdict(question, gold, calls, why, category, rules):
     why = why or wrong_calls(_functions(question), calls, wanted, category, rules)
     return float(not why), why
 
+def _source(home, model, category):
+    "The file of scores as it is there."
+    name, folder = f"{category}_score.json", home / "score" / model
+    return str((_place(folder, name) or folder / name).relative_to(home.parent))
+
 def _check(home, model, category, parts, scores, rules):
-    name, source = f"{home.name}/{model}/{category}", f"{home.name}/score/{model}/{category}_score.json"
-    if parts is None or scores is None:
-        what = "scores" if scores is None else "questions, answers or possible answers"
-        return Check(check=name, family="bfcl", source=source, note=f"not run: no {what}")
+    name, source = f"{home.name}/{model}/{category}", _source(home, model, category)
+    if isinstance(parts, str): return not_run(name, "bfcl", source, parts)
+    if not scores: return not_run(name, "bfcl", source, "no scores")
     questions, answers, gold = parts
     if not len(questions) == len(answers) == scores[0]["total_count"]:
         counts = f"{len(answers)} answers to {len(questions)} questions, {scores[0]['total_count']} scored"
-        return Check(check=name, family="bfcl", source=source, note=f"not run: {counts}")
+        return not_run(name, "bfcl", source, counts)
     failed = {s["id"]: str(s.get("error", "")) for s in scores[1:]}
     failed = {questions[k - 1]["id"] if isinstance(k, int) else k: v for k, v in failed.items()}
     ours, why = {}, {}
     for n, (q, a) in enumerate(zip(questions, answers, strict=True)):
-        calls = _calls_or_why(a["result"], model, _language(category))
+        calls = _calls_or_why(a.get("result"), model, _language(category))
         ours[q["id"]], why[q["id"]] = _verdict(q, gold and gold[n], *calls, category, rules)
     published = {q["id"]: float(q["id"] not in failed) for q in questions}
     return compare(name, "bfcl", source, published, ours, scores[0]["accuracy"],
@@ -174,14 +194,19 @@ def bfcl_checks(
     "Every model under `result` and `score` of the folders `bfcl_*`."
     for home in sorted(p for p in folder.glob("bfcl_*") if p.is_dir()):
         for model in sorted({p.name for part in ("result", "score") for p in (home / part).glob("*") if p.is_dir()}):
-            parts = _read_model(home, model)
-            rules = Rules(underscores=shown_with_underscores(_named(parts, model)), version="2024-08")
-            for category, part in parts.items():
-                scores = _lines(home / "score" / model, f"{category}_score.json")
-                yield _check(home, model, category, part, scores, rules)
+            yield from attempt(f"{home.name}/{model}", "bfcl", f"{home.name}/result/{model}",
+                               lambda h=home, m=model: _checked(h, m))
+
+def _checked(home, model):
+    "Checks of a model; a damaged category takes no other with it."
+    parts = _read_model(home, model)
+    rules = Rules(underscores=shown_with_underscores(_named(parts, model)), version="2024-08")
+    def one(c): return _check(home, model, c, parts[c], _lines(home / "score" / model, f"{c}_score.json"), rules)
+    return [made for c in parts for made in attempt(f"{home.name}/{model}/{c}", "bfcl", _source(home, model, c),
+                                                    lambda c=c: one(c))]
 
 def _named(parts, model):
-    for category, (questions, answers, _) in ((c, p) for c, p in parts.items() if p):
+    for category, (questions, answers, _) in ((c, p) for c, p in parts.items() if not isinstance(p, str)):
         for q, a in zip(questions, answers, strict=False):
-            calls = _calls_or_why(a["result"], model, _language(category))[0]
+            calls = _calls_or_why(a.get("result"), model, _language(category))[0]
             yield [f["name"] for f in _functions(q)], [next(iter(c)) for c in calls or ()]

@@ -52,7 +52,10 @@ def _published(place):
     status = {k: {s: float(r[f"{s}_status"] == "pass") for s in ("base", "plus")} for k, r in first.items()}
     if said.keys() != status.keys():
         raise ConfigError(f"tasks {sorted(said.keys() ^ status.keys())[:3]} have only an answer or only a status")
-    return said, status
+    return {k: {**r, **_judged_program(first[k])} for k, r in said.items()}, status
+
+def _judged_program(result): # the program that EvalPlus ran, where it is told; it may be empty
+    return {"solution": result["solution"]} if isinstance(result.get("solution"), str) else {}
 
 def _figures(place):
     "Suite -> pass@1 as reported, a fraction; what is not reported is left out."
@@ -76,7 +79,8 @@ def _scored(pairs, scorer, extract, bench, what):
 # %% ../../nbs/75_conformance.code.ipynb #c07
 def _against_reference(said, status, kind, name, where, figures):
     items = _items(SETS[kind], said)
-    texts = {k: r.get("solution") or items[k].question + r["completion"] for k, r in said.items()}
+    texts = {k: r["solution"] if isinstance(r.get("solution"), str) else items[k].question + r["completion"]
+             for k, r in said.items()}
     pairs = [(items[k], Completion(item_id=k, text=t)) for k, t in texts.items()]
     scores = _scored(pairs, "oracle-0.2", "as-is", SETS[kind], name)
     def why(suite): return lambda k: _why(scores[k], status[k][suite], suite)
@@ -104,7 +108,8 @@ def _why(score, passed, suite):
 
 def _own_tests(said, status, name, where, figures):
     items = _items("humaneval", said)
-    pairs = [(items[k], Completion(item_id=k, text=r.get("solution") or r["completion"])) for k, r in said.items()]
+    texts = {k: r["solution"] if isinstance(r.get("solution"), str) else r["completion"] for k, r in said.items()}
+    pairs = [(items[k], Completion(item_id=k, text=t)) for k, t in texts.items()]
     scores = _scored(pairs, "python-tests", "code", "humaneval", f"{name}, own tests")
     theirs = {k: v["base"] for k, v in status.items()}
     return compare(f"{name}/base, HumanEval's tests", "qwen2.5_coder", where, theirs,

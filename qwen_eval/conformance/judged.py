@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 import numpy as np
-from .base import Check, compare, families
+from .base import Check, attempt, compare, families, not_run, read_lines
 from ..datasets.base import load
 from ..datasets.judged import mt_bench
 from ..errors import QwenEvalError
@@ -50,6 +50,7 @@ def _leaderboard(folder):
 
 def _figure(check, source, published, ours, n, note="", tolerance=1e-6):
     "A check of one figure."
+    if math.isnan(ours): return not_run(check, "alpaca_eval", source, f"no figure follows from {n} preferences")
     known = published not in (None, "") and not math.isnan(float(published))
     differ = known and not abs(float(published) - ours) <= tolerance
     said = [{"id": check.rpartition("/")[2], "published": float(published), "ours": ours, "why": ""}] if differ else []
@@ -63,28 +64,38 @@ def alpaca_checks(
 ) -> Iterator[Check]: # Two for each file of annotations, one for all published coefficients
     "Preferences, win rates and standard errors of annotated models; length-controlled rates from coefficients."
     home = Path(folder) / "alpaca_eval"
-    board = _leaderboard(home)
     for path in sorted((home / "annotations").glob("*.json*")):
-        rows, source = json.loads(_read(path)), str(path.relative_to(folder))
-        found = {str(n): (_said(r), _preference(r)) for n, r in enumerate(rows)}
-        published = {k: math.nan if theirs is None else theirs for k, (theirs, mine) in found.items()
-                     if (theirs, mine) != (None, None)}
-        taken = [k for k in published if found[k][1] is None]
-        ours = {k: published[k] if k in taken else found[k][1] for k in published}
-        row = board.get(_stem(path)) or board.get(rows[0].get("generator_2", "")) or {}
-        rates, name = win_rates(ours.values()), f"alpaca_eval/{_stem(path)}"
-        note = f"{len(taken)} preferences without likelihoods are taken as published" if taken else ""
-        each = compare(f"{name}/win_rate", "alpaca_eval", source, published, ours, tolerance=1e-6, note=note)
-        figure = _figure(each.check, source, row.get("win_rate"), rates["win_rate"], each.n)
-        differ = each.differences + figure.differences
-        yield Check(**{**vars(each), "published": figure.published, "ours": rates["win_rate"], "differences": differ,
-                       "n_differ": len(differ)})
-        yield _figure(f"{name}/standard_error", source, row.get("standard_error"), rates["standard_error"], each.n)
-    yield from _length_controlled(home, board, folder)
+        name, source = f"alpaca_eval/{_stem(path)}", str(path.relative_to(folder))
+        yield from attempt(name, "alpaca_eval", source,
+                           lambda p=path, n=name, s=source: _annotated(json.loads(_read(p)), n, s, _leaderboard(home)))
+    file = home / "length_controlled_coefficients.csv"
+    if file.is_file():
+        name, source = "alpaca_eval/length_controlled", str(file.relative_to(folder))
+        yield from attempt(name, "alpaca_eval", source,
+                           lambda: _length_controlled(file, name, source, _leaderboard(home)))
 
-def _length_controlled(home, board, folder):
-    file, known = home / "length_controlled_coefficients.csv", home / "instruction_difficulty.csv"
-    if not file.is_file(): return
+def _annotated(rows, name, source, board):
+    "The checks of one file: preferences with their win rate, standard error."
+    found = {str(n): (_said(r), _preference(r)) for n, r in enumerate(rows)}
+    published = {k: math.nan if theirs is None else theirs for k, (theirs, mine) in found.items()
+                 if (theirs, mine) != (None, None)}
+    taken = {k for k in published if found[k][1] is None}
+    ours = {k: published[k] if k in taken else found[k][1] for k in published}
+    row = board.get(name.partition("/")[2]) or board.get(rows[0].get("generator_2", "") if rows else "") or {}
+    rates = win_rates(ours.values())
+    note = f"{len(taken)} preferences without likelihoods are taken as published" if taken else ""
+    each = compare(f"{name}/win_rate", "alpaca_eval", source, published, ours, tolerance=1e-6, note=note)
+    if not each.ran or not rates["n_total"]:
+        return [not_run(f"{name}/{k}", "alpaca_eval", source, "no preferences") for k in ("win_rate", "standard_error")]
+    figure = _figure(each.check, source, row.get("win_rate"), rates["win_rate"], each.n)
+    differ = each.differences + figure.differences
+    return [Check(**{**vars(each), "published": figure.published, "ours": rates["win_rate"], "differences": differ,
+                     "n_differ": len(differ)}),
+            _figure(f"{name}/standard_error", source, row.get("standard_error"), rates["standard_error"], each.n)]
+
+# %% ../../nbs/75_conformance.judged.ipynb #c19
+def _length_controlled(file, name, source, board):
+    known = file.with_name("instruction_difficulty.csv")
     gamma = [float(x.split(",")[-1]) for x in _read(known).splitlines()[1:]] if known.is_file() else None
     models = {r[""]: LengthModel(float(r["not_gamed_baseline.astype(float)"]), float(r["instruction_difficulty"]),
                                  float(r["np.tanh(std_delta_len)"])) for r in csv.DictReader(_read(file).splitlines())}
@@ -95,8 +106,8 @@ def _length_controlled(home, board, folder):
     difficulty = "the hub's difficulties" if gamma is not None else "difficulties drawn from N(-0.1, 1.6)"
     note = (f"percent; {difficulty}; median error {np.median(errors):.3f}, largest {max(errors):.3f}; "
             f"not computed for {len(board) - len(published)} models without coefficients")
-    yield compare("alpaca_eval/length_controlled", "alpaca_eval", str(file.relative_to(folder)), published, ours,
-                  figure=float(np.mean(list(published.values()))) if published else None, tolerance=1.5, note=note)
+    return compare(name, "alpaca_eval", source, published, ours, tolerance=1.5, note=note,
+                   figure=float(np.mean(list(published.values()))) if published else None)
 
 # %% ../../nbs/75_conformance.judged.ipynb #c11
 _MARKS = ("\x00A\x00", "\x00B\x00", "\x00C\x00", "\x00D\x00")
@@ -114,14 +125,14 @@ def cut_out(
     return [found[order.index(mark) + 1] for mark in _MARKS[:n]] if found else None
 
 # %% ../../nbs/75_conformance.judged.ipynb #c14
-def _rows(path): return [json.loads(line) for line in _read(path).splitlines() if line.strip()]
+def _free(key, asked): return f"{key}/{len(asked)}" if key in asked else key # one that was judged twice is two
 
 def _single(items, texts, rows):
     "By id of a judgment: was it asked as we ask; and the published rating, and ours (-1: none)."
     asked, published, ours, first = {}, {}, {}, {}
     for r in sorted(rows, key=lambda r: r["turn"]):
         item, turn = items.get(str(r["question_id"])), int(r["turn"])
-        key = f"{r['model']}/{r['question_id']}/{turn}"
+        key = _free(f"{r['model']}/{r['question_id']}/{turn}", asked)
         def build(said): return grading(item, said, turn, texts)[1]["content"] # noqa: B023
         said = item and cut_out(r["user_prompt"], build, turn)
         if said and turn == 1: first[r["model"], r["question_id"]] = said[0]
@@ -144,7 +155,7 @@ def _pairs(items, texts, rows):
     asked, published, ours = {}, {}, {}
     for r in rows:
         item, turn = items.get(str(r["question_id"])), int(r["turn"])
-        key = f"{r['model_1']}-{r['model_2']}/{r['question_id']}/{turn}"
+        key = _free(f"{r['model_1']}-{r['model_2']}/{r['question_id']}/{turn}", asked)
         def build(said): return comparison(item, said[:turn], said[turn:], turn, texts)[1]["content"] # noqa: B023
         said = item and cut_out(r["g1_user_prompt"], build, 2 * turn)
         asked[key] = float(bool(said) and build(said) == r["g1_user_prompt"]
@@ -168,15 +179,21 @@ def mt_bench_checks(
     try: items, texts = {i.id: i for i in load(mt_bench, "file").items}, judge_prompts()
     except QwenEvalError as e:
         for p in paths:
-            yield Check(check=f"mt_bench/{_stem(p)}", family="mt_bench", source=str(p.relative_to(folder)),
-                        note=f"not run: {e}")
+            yield not_run(f"mt_bench/{_stem(p)}", "mt_bench", str(p.relative_to(folder)), str(e))
         return
     for p in paths:
-        name, source, single = f"mt_bench/{_stem(p)}", str(p.relative_to(folder)), _stem(p).endswith("_single")
-        asked, published, ours = (_single if single else _pairs)(items, texts, _rows(p))
-        yield compare(f"{name}/requests", "mt_bench", source, dict.fromkeys(asked, 1.0), asked, figure=1.0,
-                      note="share of requests equal byte by byte, given their answers")
-        made = compare(f"{name}/verdicts", "mt_bench", source, published, ours, figure=_mean(published.values()))
-        unread = sum(v < 0 for v in ours.values())
-        what = "mean rating" if single else "share of wins of the first model, ties as halves"
-        yield Check(**{**vars(made), "ours": _mean(ours.values()), "note": f"{what}; {unread} of {len(ours)} not read"})
+        name, source = f"mt_bench/{_stem(p)}", str(p.relative_to(folder))
+        yield from attempt(name, "mt_bench", source, lambda p=p, n=name, s=source: _judged(p, n, s, items, texts))
+
+def _judged(path, name, source, items, texts):
+    "The two checks of one file."
+    single = name.endswith("_single")
+    asked, published, ours = (_single if single else _pairs)(items, texts, read_lines(path))
+    sent = compare(f"{name}/requests", "mt_bench", source, dict.fromkeys(asked, 1.0), asked, figure=1.0,
+                   note="share of requests equal byte by byte, given their answers")
+    made = compare(f"{name}/verdicts", "mt_bench", source, published, ours, figure=_mean(published.values()))
+    if not made.ran: return [sent, made]
+    unread, mean = sum(v < 0 for v in ours.values()), _mean(ours.values())
+    if mean is None: return [sent, not_run(made.check, "mt_bench", source, f"none of {len(ours)} judgments was read")]
+    what = "mean rating" if single else "share of wins of the first model, ties as halves"
+    return [sent, Check(**{**vars(made), "ours": mean, "note": f"{what}; {unread} of {len(ours)} not read"})]

@@ -23,6 +23,7 @@ from ..outputs import read_likelihoods, read_outputs
 from ..records import Completion, Item
 from ..scorers.math import _Worker
 from ..scorers.text import score_items
+from ..sources import unpack
 
 # %% ../../nbs/77_conformance.text.ipynb #c05
 @families.register("gsm8k_openai")
@@ -90,6 +91,7 @@ def mmlu_pro(
 
 def _letters(path, where):
     rows = list(_zipped(path))
+    if not rows: raise ConfigError("no rows with pred")
     texts = [str(r.get("generated_text", r.get("model_outputs")) or "") for r in rows]
     n_steps = steps_taken(texts, [r["pred"] for r in rows])
     ids = [f"{r['question_id']}" for r in rows]
@@ -111,11 +113,13 @@ def _zipped(path):
             text = z.read(name)
             rows = map(json.loads, text.splitlines()) if name.endswith(".jsonl") else json.loads(text)
             if isinstance(rows, dict): rows = [r for part in rows.values() if isinstance(part, list) for r in part]
-            yield from (r for r in rows if "pred" in r)
+            if isinstance(rows, (int, float, str, type(None))): continue # a note beside the answers
+            yield from (r for r in rows if isinstance(r, dict) and "pred" in r)
 
 def _beside(text, row, theirs):
     "What our own extractor does with an answer that the authors read so."
-    item = Item(id=str(row["question_id"]), question=row["question"], choices=tuple(row["options"]), target=0)
+    if not row.get("options"): return "not tried: no options"
+    item = Item(id=str(row["question_id"]), question=row.get("question", ""), choices=tuple(row["options"]), target=0)
     ours = extractors.get("letter")(text, item)
     if ours == theirs: return "the same" if ours else "none as they"
     if theirs is None: return "a letter where they read none"
@@ -142,6 +146,7 @@ def math_equivalence(
                            lambda p=path, n=name, w=where: _pairs(read_json(p), n, w))
 
 def _pairs(rows, name, where):
+    if not rows: raise ConfigError("no pairs")
     ids = [f"{n}:{r.get('name') or str(r.get('gold', r.get('a')))[:40]}" for n, r in enumerate(rows)]
     theirs, ours, read, worker = {}, {}, {}, _Worker()
     try:
@@ -176,21 +181,34 @@ def text_metrics(
     folder: Path, # Of published outputs
 ) -> Iterator[Check]: # One for each figure
     "Smoothed BLEU-4 and ROUGE of example files."
-    for path in sorted(folder.glob("text_metrics/codexglue/*/predictions.txt*")):
-        name, where = f"text_metrics/codexglue/{path.parent.name}", str(path.relative_to(folder))
+    for place in sorted({p.parent for p in folder.glob("text_metrics/codexglue/*/predictions.txt*")}):
+        path = _there(place / "predictions.txt")
+        name, where = f"text_metrics/codexglue/{place.name}", str(path.relative_to(folder))
         yield from attempt(name, "text_metrics", where, lambda p=path, n=name, w=where: _smoothed(p, n, w))
     if not (folder / "text_metrics/rouge").is_dir(): return
     for (files, measure, stemmed), figure in _ROUGE.items():
         name = f"text_metrics/rouge{files}/{measure}{'_stemmed' if stemmed else ''}"
-        yield from attempt(name, "text_metrics", f"text_metrics/rouge/prediction{files}.txt",
+        where = str(_there(folder / f"text_metrics/rouge/prediction{files}.txt").relative_to(folder))
+        yield from attempt(name, "text_metrics", where,
                            lambda n=name, f=files, m=measure, s=stemmed, x=figure: _rouge(folder, n, f, m, s, x))
 
 # %% ../../nbs/77_conformance.text.ipynb #c18
+def _there(path):
+    "A file, or the packed one in its place."
+    packed = path.with_name(f"{path.name}.gz")
+    return packed if packed.is_file() and not path.is_file() else path
+
+def _text_lines(path):
+    "Lines of a text, packed or not; other signs that end a line for Python are part of it."
+    text = unpack(path := _there(path), path.read_bytes()).decode("utf-8")
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+
 def _smoothed(path, name, where):
     from qwen_eval.similarity import smoothed_bleu4
-    said, wanted = (dict(line.partition("\t")[::2] for line in p.read_text(encoding="utf-8").splitlines())
+    said, wanted = (dict(line.partition("\t")[::2] for line in _text_lines(p))
                     for p in (path, path.with_name("reference.txt")))
     ids = [k for k in wanted if k in said]
+    if not ids: raise ConfigError("no pairs")
     values = [float(v) for v in smoothed_bleu4([said[k].strip() for k in ids], [wanted[k].strip() for k in ids])]
     ours = 100 * float(np.mean(values))
     known = path.parent.name == "code-to-text" and len(ids) == 5
@@ -202,10 +220,9 @@ def _smoothed(path, name, where):
 def _rouge(folder, name, files, measure, stemmed, figure):
     from rouge_score.rouge_scorer import RougeScorer
     scorer = RougeScorer([measure], use_stemmer=stemmed)
-    wanted, said = ((folder / f"text_metrics/rouge/{n}{files}.txt").read_text(encoding="utf-8").splitlines()
-                    for n in ("target", "prediction"))
+    wanted, said = (_text_lines(folder / f"text_metrics/rouge/{n}{files}.txt") for n in ("target", "prediction"))
     values = {str(n): scorer.score(w, s)[measure].fmeasure for n, (w, s) in enumerate(zip(wanted, said, strict=True))}
-    where = f"text_metrics/rouge/prediction{files}.txt"
+    where = str(_there(folder / f"text_metrics/rouge/prediction{files}.txt").relative_to(folder))
     if isinstance(figure, tuple):
         theirs = dict(zip(map(str, range(len(figure))), figure, strict=True))
         return compare(name, "text_metrics", where, theirs, values, sum(figure) / len(figure), tolerance=6e-6)

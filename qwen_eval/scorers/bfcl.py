@@ -119,7 +119,7 @@ def _wrong_value(value, right, described, language, rules):
 
 def _short(value):
     try: return repr(value)[:100]
-    except (ValueError, RecursionError): return type(value).__name__
+    except (ValueError, RecursionError, MemoryError): return type(value).__name__
 
 # %% ../../nbs/54_scorers.bfcl.ipynb #c14
 def wrong_calls(

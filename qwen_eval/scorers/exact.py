@@ -26,8 +26,8 @@ def normal_text(
     return plain.strip(_AROUND) or plain
 
 # %% ../../nbs/54_scorers.exact.ipynb #c07
-_SAID = re.compile(r"\b(?:answer|conclusion|result)\b(?: (?:is|was|would be)\b|[\s*_]{0,4}[:：=])"
-                   r"[\s*_]{0,4}([^\n]+)", re.I)
+_ANNOUNCED = r"\b(?:answer|conclusion|result)\b(?: (?:is|was|would be)\b|[\s*_]{0,4}[:：=])"
+_SAID = re.compile(rf"{_ANNOUNCED}[\s*_]{{0,4}}((?:(?!{_ANNOUNCED})[^\n])+)", re.I) # up to the next announcement
 
 @extractors.register("short-answer")
 def short_answer(

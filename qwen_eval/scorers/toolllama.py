@@ -21,14 +21,23 @@ def listed_names(
     candidates: Iterable[str], # Names that were shown
 ) -> list[str] | None: # In the order named, each once, names of no candidate as they stand; None where none was found
     "The names that a text lists."
-    text, known, named, other, blank = strip_thinking(text), set(candidates), [], [], False
-    for body in re.findall(r"\[([^\[\]]*)\]", text):
-        blank = blank or not body.strip()
-        names = _members(body, known)
-        if any(_is_name(n, known) for n in names): named = names
-        elif names: other = names
-    found = named or [w for w in re.findall(r"\w+", text, re.A) if _is_name(_plain(w), known)] or other
-    return list(dict.fromkeys(_plain(n) for n in found)) if found else [] if blank else None
+    text, known = strip_thinking(text), set(candidates)
+    lists = _lists(text, known)
+    found = (lists.get(2) or lists.get(1) or [w for w in re.findall(r"\w+", text, re.A) if _is_name(_plain(w), known)]
+             or lists.get(0))
+    if found: return list(dict.fromkeys(_plain(n) for n in found))
+    return [] if re.search(r"\[\s*\]", text) else None
+
+def _lists(text, known):
+    "Names of the last list with a candidate (2), with what looks like one (1), of any other (0); neighbours are one."
+    found, last, end = {}, None, 0
+    for m in re.finditer(r"\[([^\[\]]*)\]", text):
+        if not (names := _members(m[1], known)): continue
+        rank = 2 if any(_plain(n) in known for n in names) else int(any(_is_name(n, known) for n in names))
+        beside = rank == last and re.fullmatch(r"[\s,;*\d.)-]*", text[end:m.start()]) # a list of each line, or of lists
+        found[rank] = (found[rank] if beside else []) + names
+        last, end = rank, m.end()
+    return found
 
 def _plain(name):
     bare = name.strip().removeprefix("functions.").split("(")[0]
