@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from qwen_eval import benchmark, custom_benchmark
+from qwen_eval import benchmark, benchmarks, custom_benchmark
 from qwen_eval.cli import app
 from qwen_eval.datasets import fetching
 from qwen_eval.datasets.base import load, source_registry
@@ -225,3 +225,21 @@ def test_real_files_are_verified(monkeypatch):
     found = {(r["benchmark"], r["source"]): r["status"] for r in told("verify", "gsm8k", "arc_challenge", "truthfulqa")}
     assert {found[b, "file"] for b in ("gsm8k", "arc_challenge", "truthfulqa")} == {"verified"}
     assert told("check", "gsm8k")["gold"]["n_right"] == 1319
+
+
+@pytest.mark.parametrize("id", [b.id for b in benchmarks() if b.source("file").member])
+def test_what_was_fetched_is_found_by_its_file_name(lab, monkeypatch, id):
+    b = benchmark(id)
+    text = (ROOT / f"data/specimens/{b.data_id}.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    (lab / "specimens").mkdir()
+    (lab / "sources.json").write_text(json.dumps({b.data_id: {"item_sets": source_registry()[b.data_id]["specimens"]}}))
+    (lab / "settings.ini").write_text(
+        (lab / "settings.ini").read_text().replace(str(ROOT / "data/specimens"), "specimens"))
+    monkeypatch.setattr(fetching, "upstream_rows", lambda *_: (rows, "pypi:some==1"))
+    monkeypatch.setenv("QWEN_EVAL_TEST_ROUND", f"stem {id}")
+    [found] = told("fetch", id, "--to", "here")
+    assert found["status"] == "written" and Path(found["file"]).name == f"{b.stem}.jsonl.gz" != f"{id}.jsonl.gz"
+    assert told("fetch", id, "--to", "here")[0]["status"] == "there already"
+    monkeypatch.setenv("QWEN_EVAL_DATA", str(lab / "here"))
+    assert load(b, "file").verified == "verified"

@@ -361,3 +361,14 @@ def test_the_example_of_the_readme_is_one(lab):
     declare(lab, "[benchmark.zoo]\nkind = choice\npath = zoo.csv\nchoices = a, b, c\nanswer = right\nstratum = topic\n")
     assert [i.stratum for i in load(benchmark("zoo")).items] == ["bodies", "sounds"]
     assert Path(benchmark("zoo").sources[0].path).is_absolute()
+
+
+def test_another_file_or_declaration_of_the_same_name_is_another_first_load(lab):
+    rows = [{**r, "topic": f"t{n}"} for n, r in enumerate(ROWS["choice"])]
+    one, two = write(lab / "one.jsonl", rows), write(lab / "two.jsonl", rows[1:])
+    plain = custom_benchmark("zoo", one, "choice")
+    assert len(load(plain)) == 3 and len(load(custom_benchmark("zoo", two, "choice"))) == 2
+    assert load(custom_benchmark("zoo", one, "choice", {"stratum": "topic"})).items[1].stratum == "t1"
+    write(one, rows[:2])
+    for b in (plain, custom_benchmark("zoo", one, "choice", {"stratum": "topic"})):
+        with pytest.raises(IntegrityError, match=r"1 item gone \(zoo/test/2\)"): load(b)

@@ -73,7 +73,7 @@ def fetch_benchmark(
     about = {"benchmark": benchmark.id, "licence": benchmark.licence or "not stated"}
     kinds, why = [s.kind for s in benchmark.sources if s.kind != "file"], []
     if not kinds: raise ConfigError(f"{benchmark.id} is a file of yours: there is nothing to fetch.")
-    if to is not None and (there := [f for p in PACKAGINGS if (f := Path(to) / (benchmark.data_id + p)).is_file()]):
+    if to is not None and (there := [f for p in PACKAGINGS if (f := Path(to) / (benchmark.stem + p)).is_file()]):
         return about | {"status": "there already", **_read(benchmark, Path(to), settings), "file": there[0]}
     for kind in kinds:
         try:
@@ -93,7 +93,7 @@ def _read(benchmark, folder, settings):
 def _write(benchmark, rows, folder, settings):
     "Write the rows when they were found to be right."
     import msgspec
-    name = f"{benchmark.data_id}.jsonl.gz"
+    name = f"{benchmark.stem}.jsonl.gz"
     try: lines = [msgspec.json.encode(row) for row in rows]
     except TypeError as e: raise ConfigError(f"{benchmark.id} has rows that JSON cannot hold ({e})") from None
     packed = gzip.compress(b"\n".join(lines) + b"\n", mtime=0)
