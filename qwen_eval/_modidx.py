@@ -1514,6 +1514,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'qwen_eval.quality._by_item': ('quality.html#_by_item', 'qwen_eval/quality.py'),
                                    'qwen_eval.quality._chosen': ('quality.html#_chosen', 'qwen_eval/quality.py'),
                                    'qwen_eval.quality._corpus': ('quality.html#_corpus', 'qwen_eval/quality.py'),
+                                   'qwen_eval.quality._measure': ('quality.html#_measure', 'qwen_eval/quality.py'),
                                    'qwen_eval.quality._references': ('quality.html#_references', 'qwen_eval/quality.py'),
                                    'qwen_eval.quality._values': ('quality.html#_values', 'qwen_eval/quality.py'),
                                    'qwen_eval.quality._weigh': ('quality.html#_weigh', 'qwen_eval/quality.py'),

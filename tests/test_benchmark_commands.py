@@ -243,3 +243,34 @@ def test_what_was_fetched_is_found_by_its_file_name(lab, monkeypatch, id):
     assert told("fetch", id, "--to", "here")[0]["status"] == "there already"
     monkeypatch.setenv("QWEN_EVAL_DATA", str(lab / "here"))
     assert load(b, "file").verified == "verified"
+
+
+def test_the_section_of_a_file_declares_the_same(lab):
+    from qwen_eval.settings import read_settings
+    (lab / "sums.jsonl").write_text('{"question": "Legs of 2 bees?", "answer": "Each has 6.\\n#### 12"}\n')
+    (lab / "sums.csv").write_text("text,legs\nOf 2 bees?,12\n")
+    for words in (("sums.jsonl", "--like", "gsm8k"), ("sums.csv", "--like", "gsm8k", "--fields",
+                                                      "question=text,answer=legs")):
+        found = told("check", *words)
+        assert found["ok"] and "like = gsm8k" in found["section"] and "kind" not in found["section"]
+        (lab / "settings.ini").write_text(f"[paths]\ncache = cache\n{found['section']}\n")
+        assert "sums" in read_settings(lab / "settings.ini").declared["benchmark"]
+        import os
+        os.environ["QWEN_EVAL_TEST_ROUND"] = words[0] # the settings are read again when a variable changes
+        try: assert benchmark("sums").variants == benchmark("gsm8k").variants and len(load(benchmark("sums"))) == 1
+        finally: del os.environ["QWEN_EVAL_TEST_ROUND"]
+    (lab / "none.csv").write_text("question,a,b,answer\n,x,y,A\n")
+    words = ("check", "none.csv", "--kind", "choice", "--fields", "choices=a+b")
+    assert "settings.ini" not in ask(*words, status=1) and "section" not in told(*words, status=1)
+
+
+@pytest.mark.parametrize("words", [("--protocol", "nope"), ("--shots", "3"), ("--shots", "0")])
+def test_prompts_are_built_as_asked_or_not_at_all(lab, words):
+    assert "only with --model" in ask("check", "zoo", *words, status=2)
+
+
+def test_examples_that_no_split_holds(lab):
+    from qwen_eval.preview import preview
+    from qwen_eval.requests import ByteTokenizer
+    with pytest.raises(ConfigError) as e: preview("smollm2_135m", "zoo", n_shot=3, tokenizer=ByteTokenizer())
+    assert "to 0." in str(e.value) and "None" not in str(e.value)
