@@ -143,7 +143,7 @@ def _fields(text):
 # %% ../nbs/89_benchmark_commands.ipynb #c10
 @benchmarks.command("verify")
 def benchmarks_verify(name: Names = None, as_json: JsonFlag = False):
-    """Compare what lies here with the known hashes, place by place; exit status 1 where something differs.
+    """Compare what lies here with the known hashes, place by place; exit status 1 where it differs or is unreadable.
 
     \b
     qwen-eval benchmarks verify
@@ -155,10 +155,12 @@ def benchmarks_verify(name: Names = None, as_json: JsonFlag = False):
     columns = {"benchmark": "benchmark", "source": "source", "status": "status", "n_items": "items", "hash": "hash",
                "why": "why"}
     def text(rows):
-        brief = [r | {"hash": (r["item_set_hash"] or "")[:12], "why": r["why"][:90]} for r in rows]
-        return "\n".join([table(brief, columns), *(f"\n{r['why']}" for r in rows if r["status"] == "differs")])
+        brief = [r | {"hash": (r["item_set_hash"] or "")[:12], "why": "see below" if r in wrong else r["why"][:90]}
+                 for r in rows]
+        return "\n".join([table(brief, columns), *(f"\n{r['why']}" for r in wrong)])
+    wrong = [r for r in found if r["status"] in ("differs", "unreadable")]
     say(found, text, as_json)
-    if any(r["status"] == "differs" for r in found): raise typer.Exit(1)
+    if wrong: raise typer.Exit(1)
 
 # %% ../nbs/89_benchmark_commands.ipynb #c11
 @benchmarks.command("fetch")

@@ -274,3 +274,24 @@ def test_examples_that_no_split_holds(lab):
     from qwen_eval.requests import ByteTokenizer
     with pytest.raises(ConfigError) as e: preview("smollm2_135m", "zoo", n_shot=3, tokenizer=ByteTokenizer())
     assert "to 0." in str(e.value) and "None" not in str(e.value)
+
+
+def test_verify_tells_unreadable_from_different(lab):
+    load(benchmark("zoo"))
+    (lab / "zoo.csv").write_text(ZOO.replace("a spider,,B", "a spider,,D"))
+    [found] = told("verify", "zoo", status=1)
+    assert found["status"] == "unreadable" and "answer 'D'" in found["why"]
+    assert ask("verify", "zoo", status=1).count("answer 'D'") == 1
+    (lab / "zoo.csv").write_text(ZOO.replace("a spider", "an expected spider"))
+    assert told("verify", "zoo", status=1)[0]["status"] == "differs"
+    assert ask("verify", "zoo", status=1).count("1 item changed") == 1
+
+
+def test_a_protocol_whose_variant_a_benchmark_has_not(lab):
+    from qwen_eval.preview import preview
+    with pytest.raises(ConfigError, match=r"protocol lm-eval asks in the variant lm-eval, which mt_bench has not; it "
+                                          r"has two-turn.*have lm-eval: .*\bgsm8k\b"):
+        preview("smollm2_135m", "mt_bench", protocol="lm-eval", source="specimen")
+    done = CliRunner().invoke(app, ["run", "smollm2_135m", "--benchmarks", "mt_bench", "--protocol", "lm-eval",
+                                    "--allow-specimens"])
+    assert done.exit_code == 2 and "which mt_bench has not" in done.output and not list(lab.glob("runs/*/*"))
