@@ -280,6 +280,7 @@ def read_sheet(
     level: float = 0.95, # Confidence level, fraction
 ) -> HandCheck: # A dict, ready for JSON
     "The corrected estimate and the scorer's error rates; raises `IntegrityError` for a sheet that was edited badly."
+    if not expand(sheet).is_file(): raise ConfigError(f"{sheet}, the sheet with the labels, is no file. Name a sheet.")
     at = expand(key) if key else expand(sheet).with_suffix(".key.json")
     try: kept = json.loads(at.read_bytes())
     except (OSError, ValueError) as e: raise ConfigError(f"{at}, the key of the sheet, cannot be read ({e}).") from None

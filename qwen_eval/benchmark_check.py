@@ -135,9 +135,15 @@ def _guessed(table, path, fields):
     said = [str(row[name]) for row in table if row.get(name) is not None]
     return "number" if all(re.fullmatch(r"-?[\d,]*\.?\d+", s.strip()) for s in said) else "exact"
 
-def section_of(benchmark, path): # A Benchmark made of a file -> text
+# %% ../nbs/78_benchmark_check.ipynb #c24
+def section_of(
+    benchmark: Benchmark, # Made of a file
+    path: str, # The file, as it shall be named
+    like: str = "", # The benchmark that it was made from, where no kind was said
+) -> str: # Lines
     "The section of `settings.ini` that declares the same."
-    keys = {"kind": benchmark.rows.removeprefix("own-"), "path": path, **benchmark.columns}
+    how = {"like": like} if like else {"kind": benchmark.rows.removeprefix("own-")}
+    keys = how | {"path": path, **benchmark.columns}
     keys.pop("answer_key", None) if keys.get("answer_key") == "auto" else None
     return "\n".join([f"[benchmark.{benchmark.id}]", *(f"{k} = {v}" for k, v in keys.items())])
 

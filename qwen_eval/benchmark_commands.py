@@ -120,14 +120,17 @@ def benchmarks_check(
     from qwen_eval.scorers.text import ScoreOptions
     from qwen_eval.settings import expand
     from qwen_eval.sources import PACKAGINGS
+    if not model and (shots is not None or protocol != "greedy"):
+        raise ConfigError("--protocol and --shots change prompts, which are built only with --model NAME; name one.")
     path = expand(name)
     is_file = path.is_file() or bool(kind or fields or like) or path.name != name or name.endswith(PACKAGINGS)
     b = benchmark_of_file(path, kind, fields=_fields(fields), like=like) if is_file else name
     how = {"protocol": protocol, "n_shot": shots} if model else {}
     found = check_benchmark(b, variant, model, allow_specimens=allow_specimens,
                             options=ScoreOptions(allow_unsafe_code=allow_unsafe_code), **how)
-    if is_file: found["section"] = section_of(b, name)
-    say(found, lambda r: report_text(r) + (f"\n\nFor settings.ini:\n{r['section']}" if is_file else ""), as_json)
+    if is_file and found["stats"]: found["section"] = section_of(b, name, "" if kind else like)
+    tail = f"\n\nFor settings.ini:\n{found['section']}" if "section" in found else ""
+    say(found, lambda r: report_text(r) + tail, as_json)
     if not found["ok"]: raise typer.Exit(1)
 
 def _fields(text):
@@ -140,7 +143,7 @@ def _fields(text):
 # %% ../nbs/89_benchmark_commands.ipynb #c10
 @benchmarks.command("verify")
 def benchmarks_verify(name: Names = None, as_json: JsonFlag = False):
-    """Compare what lies here with the known hashes, place by place; exit status 1 where something differs.
+    """Compare what lies here with the known hashes, place by place; exit status 1 where it differs or is unreadable.
 
     \b
     qwen-eval benchmarks verify
@@ -152,10 +155,12 @@ def benchmarks_verify(name: Names = None, as_json: JsonFlag = False):
     columns = {"benchmark": "benchmark", "source": "source", "status": "status", "n_items": "items", "hash": "hash",
                "why": "why"}
     def text(rows):
-        brief = [r | {"hash": (r["item_set_hash"] or "")[:12], "why": r["why"][:90]} for r in rows]
-        return "\n".join([table(brief, columns), *(f"\n{r['why']}" for r in rows if r["status"] == "differs")])
+        brief = [r | {"hash": (r["item_set_hash"] or "")[:12], "why": "see below" if r in wrong else r["why"][:90]}
+                 for r in rows]
+        return "\n".join([table(brief, columns), *(f"\n{r['why']}" for r in wrong)])
+    wrong = [r for r in found if r["status"] in ("differs", "unreadable")]
     say(found, text, as_json)
-    if any(r["status"] == "differs" for r in found): raise typer.Exit(1)
+    if wrong: raise typer.Exit(1)
 
 # %% ../nbs/89_benchmark_commands.ipynb #c11
 @benchmarks.command("fetch")

@@ -25,7 +25,7 @@ def write_atomic(
     path: Path, # Where it shall lie; folders are made
     data: bytes | str, # The whole content; text becomes UTF-8
 ) -> Path: # `path`
-    "Write a file so that a reader, or a crash, sees either the old or the new content."
+    "Write a file so that a reader, or a crash, sees either the old or the new content; an `OSError` names `path`."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.parent / f".{path.name}.{secrets.token_hex(4)}" # not by tempfile, whose files only the owner may read
@@ -34,8 +34,9 @@ def write_atomic(
             f.write(data.encode() if isinstance(data, str) else data)
             f.flush(); os.fsync(f.fileno())
         os.replace(tmp, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError): os.unlink(tmp)
+    except BaseException as e:
+        with contextlib.suppress(OSError): os.unlink(tmp) # what went wrong first is told
+        if isinstance(e, OSError) and e.errno: raise OSError(e.errno, e.strerror, str(path)) from e
         raise
     return path
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from .checkpoints import with_adapter
 from .conversations import next_request
-from .datasets.all import benchmark as find_benchmark
+from .datasets.all import benchmark as find_benchmark, benchmarks as known_benchmarks
 from .datasets.base import ItemSet, item_order, load
 from .datasets.declared import Benchmark, Variant, declaration
 from .engines.all import default_engine, engines
@@ -233,8 +233,13 @@ def prescribed(
     return protocol, marks
 
 # %% ../nbs/68_plans.ipynb #c26
-def _way(benchmark, name, model):
+def _way(benchmark, name, protocol, model):
     "(name, Variant); where a lab named functions in its settings, a wrong name is said before anything is asked."
+    if not name and (name := protocol.variant) and name not in benchmark.variants:
+        have = [b.id for b in known_benchmarks() if name in b.variants]
+        raise ConfigError(f"The protocol {protocol.id} asks in the variant {name}, which {benchmark.id} has not; it "
+                          f"has {', '.join(benchmark.variants)}. Name one of these, or another protocol. "
+                          f"Benchmarks that have {name}: {', '.join(have) or 'none'}.")
     name, v = benchmark.variant(name, model.variant, model.tool_format)
     if not benchmark.own: return name, v
     hint = f"It is named in the benchmark {benchmark.id}."
@@ -273,7 +278,7 @@ def plan_run(
     m = find_model(model, **_given({"adapter": adapter, "chat_template": chat_template, "variant": model_variant}))
     p = find_protocol(protocol, **overrides, **_given({"n_shot": n_shot, "seed": seed}))
     b, ps, folder, m = find_benchmark(benchmark), find_preset(preset), _check_wish(limit, runs, system), describe(m)
-    name, v = _way(b, variant or p.variant, m)
+    name, v = _way(b, variant, p, m)
     p, own = prescribed(p, v, _given(overrides))
     system = m.system if system is None and v.chat else system
     check_protocol(p, m, v.mode, answer=v.answer)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 import numpy as np
-from .errors import ConfigError, QwenEvalError
+from .errors import ConfigError, QwenEvalError, UnknownNameError
 from .extract import strip_thinking
 from .records import Estimate
 from .registry import Registry
@@ -82,11 +82,17 @@ def _chosen(metrics, references, known):
              "corpus_chrf", "rouge_l", "semantic")
     can = {m.id: m.id in known if m.needs == "engine" else has[m.needs] for m in measures}
     if metrics is None: return [measures.get(name) for name in usual if can[name]]
-    wanted = [measures.get(name) for name in metrics]
+    wanted = [_measure(name) for name in metrics]
     if lacking := [m for m in wanted if not can[m.id]]:
         what = "what an engine counted" if lacking[0].needs == "engine" else "references"
         raise ConfigError(f"{lacking[0].id!r} needs {what}, which these answers have not; leave it out.")
     return wanted
+
+def _measure(name): # they are few enough to be named with an unknown one
+    try: return measures.get(name)
+    except UnknownNameError as e:
+        if "Known: " in str(e): raise
+        raise UnknownNameError(e.kind, name, e.known, f"Known: {', '.join(measures.names())}.") from None
 
 def _values(m, answers, references):
     "A value per answer, NaN where there is no reference, shape (n_answers,)."
@@ -148,11 +154,15 @@ def run_quality(
     seed: int = 0, # Of the bootstrap over items
     root: Path | str | None = None, # Folder of the runs; that of the settings by default
 ): # DataFrame as `quality` makes it; `attrs` holds the run's id, the seed, and how many answers were left out
-    "What can be said of a run's answers; raises `ConfigError` where a measure lacks what it needs."
+    "What can be said of a run's answers; raises `ConfigError` where none was written or a measure lacks its needs."
     run = run if isinstance(run, Run) else open_run(run, root=root)
     stored, scores = run.completions(), run.scores.set_index(["item_id", "epoch"])
-    keys = [k for k in scores.index if k in stored and stored[k].finish_reason != "error"]
     declared = run.manifest["fingerprint"]["benchmark"]["declaration"]
+    if declared["mode"] != "generate":
+        raise ConfigError(f"{run.id} has no written answers: its variant has the mode {declared['mode']!r}. Name a run "
+                          "whose variant has the mode 'generate'.")
+    unasked = scores.detail.str.contains(r"^(?:turn \d+: )?not asked")
+    keys = [k for k in scores.index if k in stored and stored[k].finish_reason != "error" and not unasked[k]]
     texts = [strip_thinking(stored[k].text) for k in keys]
     said = [a if isinstance(a := scores.answer[k], str) else "" for k in keys] if declared["extract"] else texts
     references = _references(run, metrics)
@@ -166,7 +176,7 @@ def run_quality(
 def _references(run, metrics):
     "Item id -> reference; none by default where a target is no answer, or where the items cannot be loaded."
     from qwen_eval.datasets.all import benchmark
-    asked = metrics is not None and any(measures.get(m).needs == "reference" for m in metrics)
+    asked = metrics is not None and any(_measure(m).needs == "reference" for m in metrics)
     if metrics is not None and not asked: return {}
     try:
         kind = benchmark(run.manifest["fingerprint"]["benchmark"]["id"]).task_type

@@ -322,8 +322,9 @@ def build_requests(
 def _checked_n_shot(pool, benchmark, variant, tokenizer, protocol, system):
     n_shot = variant.n_shot if protocol.n_shot is None else protocol.n_shot
     if not 0 <= n_shot <= len(pool):
+        more = f", or take a source with {benchmark.shot_split!r}" if benchmark.shot_split else ""
         raise ConfigError(f"n_shot={n_shot} cannot be had for {benchmark.id}: its pool holds {len(pool)} examples. "
-                          f"Set n_shot (--shots) to 0..{len(pool)}, or take a source with {benchmark.shot_split!r}.")
+                          f"Set n_shot (--shots) to {f'0..{len(pool)}' if pool else '0'}{more}.")
     if tokenizer is None and not (variant.chat and variant.mode == "generate"):
         raise ConfigError(f"{benchmark.id}: without a tokenizer only generated answers to chat turns can be had, "
                           f"not mode={variant.mode!r} with chat={variant.chat}.")

@@ -341,3 +341,19 @@ def test_real_gsm8k():
 
 def test_unknown_run_is_named(tmp_path):
     with pytest.raises(UnknownNameError, match="nobody"): audit_run("nobody")
+
+
+def test_a_sheet_that_is_not_there_is_named_not_its_key(tmp_path):
+    with pytest.raises(ConfigError, match=r"nothere\.csv, the sheet with the labels, is no file"):
+        read_sheet(tmp_path / "nothere.csv")
+    (tmp_path / "a.csv").write_text("row,question,label\n")
+    with pytest.raises(ConfigError, match=r"a\.key\.json, the key of the sheet"): read_sheet(tmp_path / "a.csv")
+
+
+def test_what_cannot_be_written_is_named_as_asked_for(tmp_path):
+    from qwen_eval.fetch import write_atomic
+    (tmp_path / "full").mkdir()
+    for target in (tmp_path / "full", tmp_path / ("x" * 250)): # a folder; a name whose temporary one is too long
+        with pytest.raises(OSError, match="Errno") as e: write_atomic(target, "text")
+        assert e.value.filename == str(target) and e.value.filename2 is None and f".{target.name}." not in str(e.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["full"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from qwen_eval import benchmark, custom_benchmark
+from qwen_eval import benchmark, benchmarks, custom_benchmark
 from qwen_eval.cli import app
 from qwen_eval.datasets import fetching
 from qwen_eval.datasets.base import load, source_registry
@@ -225,3 +225,73 @@ def test_real_files_are_verified(monkeypatch):
     found = {(r["benchmark"], r["source"]): r["status"] for r in told("verify", "gsm8k", "arc_challenge", "truthfulqa")}
     assert {found[b, "file"] for b in ("gsm8k", "arc_challenge", "truthfulqa")} == {"verified"}
     assert told("check", "gsm8k")["gold"]["n_right"] == 1319
+
+
+@pytest.mark.parametrize("id", [b.id for b in benchmarks() if b.source("file").member])
+def test_what_was_fetched_is_found_by_its_file_name(lab, monkeypatch, id):
+    b = benchmark(id)
+    text = (ROOT / f"data/specimens/{b.data_id}.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    (lab / "specimens").mkdir()
+    (lab / "sources.json").write_text(json.dumps({b.data_id: {"item_sets": source_registry()[b.data_id]["specimens"]}}))
+    (lab / "settings.ini").write_text(
+        (lab / "settings.ini").read_text().replace(str(ROOT / "data/specimens"), "specimens"))
+    monkeypatch.setattr(fetching, "upstream_rows", lambda *_: (rows, "pypi:some==1"))
+    monkeypatch.setenv("QWEN_EVAL_TEST_ROUND", f"stem {id}")
+    [found] = told("fetch", id, "--to", "here")
+    assert found["status"] == "written" and Path(found["file"]).name == f"{b.stem}.jsonl.gz" != f"{id}.jsonl.gz"
+    assert told("fetch", id, "--to", "here")[0]["status"] == "there already"
+    monkeypatch.setenv("QWEN_EVAL_DATA", str(lab / "here"))
+    assert load(b, "file").verified == "verified"
+
+
+def test_the_section_of_a_file_declares_the_same(lab):
+    from qwen_eval.settings import read_settings
+    (lab / "sums.jsonl").write_text('{"question": "Legs of 2 bees?", "answer": "Each has 6.\\n#### 12"}\n')
+    (lab / "sums.csv").write_text("text,legs\nOf 2 bees?,12\n")
+    for words in (("sums.jsonl", "--like", "gsm8k"), ("sums.csv", "--like", "gsm8k", "--fields",
+                                                      "question=text,answer=legs")):
+        found = told("check", *words)
+        assert found["ok"] and "like = gsm8k" in found["section"] and "kind" not in found["section"]
+        (lab / "settings.ini").write_text(f"[paths]\ncache = cache\n{found['section']}\n")
+        assert "sums" in read_settings(lab / "settings.ini").declared["benchmark"]
+        import os
+        os.environ["QWEN_EVAL_TEST_ROUND"] = words[0] # the settings are read again when a variable changes
+        try: assert benchmark("sums").variants == benchmark("gsm8k").variants and len(load(benchmark("sums"))) == 1
+        finally: del os.environ["QWEN_EVAL_TEST_ROUND"]
+    (lab / "none.csv").write_text("question,a,b,answer\n,x,y,A\n")
+    words = ("check", "none.csv", "--kind", "choice", "--fields", "choices=a+b")
+    assert "settings.ini" not in ask(*words, status=1) and "section" not in told(*words, status=1)
+
+
+@pytest.mark.parametrize("words", [("--protocol", "nope"), ("--shots", "3"), ("--shots", "0")])
+def test_prompts_are_built_as_asked_or_not_at_all(lab, words):
+    assert "only with --model" in ask("check", "zoo", *words, status=2)
+
+
+def test_examples_that_no_split_holds(lab):
+    from qwen_eval.preview import preview
+    from qwen_eval.requests import ByteTokenizer
+    with pytest.raises(ConfigError) as e: preview("smollm2_135m", "zoo", n_shot=3, tokenizer=ByteTokenizer())
+    assert "to 0." in str(e.value) and "None" not in str(e.value)
+
+
+def test_verify_tells_unreadable_from_different(lab):
+    load(benchmark("zoo"))
+    (lab / "zoo.csv").write_text(ZOO.replace("a spider,,B", "a spider,,D"))
+    [found] = told("verify", "zoo", status=1)
+    assert found["status"] == "unreadable" and "answer 'D'" in found["why"]
+    assert ask("verify", "zoo", status=1).count("answer 'D'") == 1
+    (lab / "zoo.csv").write_text(ZOO.replace("a spider", "an expected spider"))
+    assert told("verify", "zoo", status=1)[0]["status"] == "differs"
+    assert ask("verify", "zoo", status=1).count("1 item changed") == 1
+
+
+def test_a_protocol_whose_variant_a_benchmark_has_not(lab):
+    from qwen_eval.preview import preview
+    with pytest.raises(ConfigError, match=r"protocol lm-eval asks in the variant lm-eval, which mt_bench has not; it "
+                                          r"has two-turn.*have lm-eval: .*\bgsm8k\b"):
+        preview("smollm2_135m", "mt_bench", protocol="lm-eval", source="specimen")
+    done = CliRunner().invoke(app, ["run", "smollm2_135m", "--benchmarks", "mt_bench", "--protocol", "lm-eval",
+                                    "--allow-specimens"])
+    assert done.exit_code == 2 and "which mt_bench has not" in done.output and not list(lab.glob("runs/*/*"))

@@ -369,3 +369,14 @@ def test_the_example_of_the_readme_is_one(lab):
     ("The result was odd.\n**Answer:** Rome", "Rome"), ("The answer is Rome, not the result of a poll.",
                                                        "Rome, not the result of a poll.")])
 def test_the_last_announcement_counts(text, answer): assert short_answer(text, None) == answer
+
+
+def test_another_file_or_declaration_of_the_same_name_is_another_first_load(lab):
+    rows = [{**r, "topic": f"t{n}"} for n, r in enumerate(ROWS["choice"])]
+    one, two = write(lab / "one.jsonl", rows), write(lab / "two.jsonl", rows[1:])
+    plain = custom_benchmark("zoo", one, "choice")
+    assert len(load(plain)) == 3 and len(load(custom_benchmark("zoo", two, "choice"))) == 2
+    assert load(custom_benchmark("zoo", one, "choice", {"stratum": "topic"})).items[1].stratum == "t1"
+    write(one, rows[:2])
+    for b in (plain, custom_benchmark("zoo", one, "choice", {"stratum": "topic"})):
+        with pytest.raises(IntegrityError, match=r"1 item gone \(zoo/test/2\)"): load(b)

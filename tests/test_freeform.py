@@ -317,3 +317,21 @@ def test_the_command(tmp_path, capsys):
     assert run.id in text and "Refused" in text
     wrong = CliRunner().invoke(app, ["quality", str(run.path), "--metrics", "blue"])
     assert wrong.exit_code == 2 and "bleu" in wrong.output
+
+
+def test_a_run_without_written_answers_is_refused_and_what_was_not_asked_is_left_out(tmp_path):
+    how = {"source": "specimen", "runs": tmp_path, "progress": False}
+    with pytest.raises(ConfigError, match=r"no written answers: .*'continuations'.*'generate'"):
+        run_quality(evaluate("smollm2_135m", "truthfulqa", engine=FakeEngine(), variant="cloze", **how))
+    run = evaluate("smollm2_135m", "codet5", engine=FakeEngine(lambda r: "Add."), **how)
+    run.scores.loc[2, "detail"] = "not asked: a prompt of 9000 tokens leaves no room"
+    run.scores.loc[3, "detail"] = "turn 2: not asked: a prompt of 9000 tokens leaves no room"
+    found = run_quality(run, ["words", "empty"])
+    assert found.attrs["n_answers"] == 6 and found.attrs["n_left_out"] == 2 and (found.n_items == 6).all()
+
+
+def test_an_unknown_measure_is_told_all_that_are_known():
+    with pytest.raises(KeyError) as e: quality(["a"], metrics=["nonsense"], rng=np.random.default_rng(0))
+    assert all(name in str(e.value) for name in measures.names())
+    with pytest.raises(KeyError) as e: quality(["a"], metrics=["zzzz"], rng=np.random.default_rng(0))
+    assert str(e.value).count("Known: ") == 1

@@ -225,7 +225,7 @@ def _settle(benchmark, table, kind, source, where, known, settings):
     elif kind == "custom": verified, marks = "unverified", (*marks, "custom-data")
     elif benchmark.own and not known:
         digests = {i.id: sha256(_line(i))[:16] for i in (*items, *pool)}
-        memory = settings.cache / "own_items" / f"{benchmark.id}-{benchmark.version}.json"
+        memory = settings.cache / "own_items" / f"{benchmark.id}-{benchmark.version}-{_origin(benchmark)}.json"
         check_first_load(memory, f"{benchmark.id} ({where})", found, digests)
         verified = "unverified"
     elif unpinned or not known:
@@ -238,6 +238,11 @@ def _settle(benchmark, table, kind, source, where, known, settings):
             "again, or give it as data_file to evaluate (qwen-eval score: --data), to be used as it is and marked.")
     return ItemSet(benchmark_id=benchmark.id, items=items, pool=pool, source=source, item_set_hash=found,
                    verified=verified, marks=marks)
+
+def _origin(benchmark): # another file, or other columns of it, is another first load
+    b = benchmark
+    sources = [(s.path, s.hub_id, s.config) for s in b.sources]
+    return sha256(repr((sources, b.rows, sorted(b.columns.items()), b.split, b.shot_split)).encode())[:12]
 
 def _check_first_load(key, found, settings):
     path = settings.cache / "item_sets.json"
@@ -280,13 +285,11 @@ def _check_folder(folder):
     raise ConfigError(f"{folder}, named in QWEN_EVAL_DATA or [paths] data of settings.ini, is no folder. "
                       "Correct the name, or take it out to ask the hub and PyPI.")
 
-def _stem(benchmark): return next((s.member for s in benchmark.sources if s.kind == "file"), "") or benchmark.data_id
-
 def _from_folder(benchmark, known, settings):
     if own := benchmark.source("file").path:
         if Path(own).is_file(): return _load_file(benchmark, Path(own), "file", known, settings)
         raise ConfigError(f"{own}, named as the path of {benchmark.id}, is no file")
-    names = [_stem(benchmark) + p for p in PACKAGINGS]
+    names = [benchmark.stem + p for p in PACKAGINGS]
     if settings.data is None: raise ConfigError("no folder is named in QWEN_EVAL_DATA or [paths] data of settings.ini")
     for name in names:
         if (settings.data / name).is_file(): return _load_file(benchmark, settings.data / name, "file", known, settings)
@@ -363,7 +366,7 @@ def load(
     if allow_specimens and source is None and not bare: return _specimen(benchmark, known, settings)
     if bare: raise ConfigError(f"{benchmark.id} cannot be loaded. {' | '.join(why)}. Correct its path or hub id.")
     raise ConfigError(f"No source has the items of {benchmark.id}. {' | '.join(why)} | What to do: name a folder that "
-                      f"holds {_stem(benchmark)}.jsonl.gz in QWEN_EVAL_DATA (rows in the schema of the hub), or allow "
+                      f"holds {benchmark.stem}.jsonl.gz in QWEN_EVAL_DATA (rows in the schema of the hub), or allow "
                       "the few hand-written specimens (--allow-specimens).")
 
 # %% ../../nbs/20_datasets.base.ipynb #c51

@@ -99,6 +99,11 @@ class Benchmark:
         "The benchmark whose data these are."
         return self.data_of or self.id
 
+    @property
+    def stem(self) -> str: # Name of its file in a folder of benchmarks, less the packaging
+        "What its file is called."
+        return next((s.member for s in self.sources if s.kind == "file"), "") or self.data_id
+
     def source(
         self,
         kind: str, # "file", "hub" or "pypi"

@@ -28,7 +28,7 @@ def verify_benchmark(
     benchmark: Benchmark, # What is looked for
     settings: Settings | None = None, # Where things lie; the settings in force by default
 ) -> list[dict[str, Any]]: # Per source: `benchmark`, `source`, `status`, `n_items`, `item_set_hash`, `where`, `why`
-    "What lies in each place: `verified`, `unverified` (no hash is known), `differs`, or `not found`."
+    "What lies in each place: `verified`, `unverified` (no hash is known), `differs`, `unreadable`, or `not found`."
     settings = settings or settings_in_force()
     kinds = [s.kind for s in benchmark.sources] + ["specimen"] * (not benchmark.own)
     return [{"benchmark": benchmark.id, "source": kind, **_verdict(benchmark, kind, settings)} for kind in kinds]
@@ -38,10 +38,13 @@ def _verdict(benchmark, kind, settings):
     try:
         if kind == "pypi": _check_cached(benchmark, settings)
         with _offline(): found = load(benchmark, kind, settings=settings)
-    except IntegrityError as e: return {"status": "differs", **none, "why": str(e)}
+    except IntegrityError as e:
+        return {"status": "differs" if _COMPARED.search(str(e)) else "unreadable", **none, "why": str(e)}
     except QwenEvalError as e: return {"status": "not found", **none, "why": _brief(e)}
     return {"status": found.verified, "n_items": len(found), "item_set_hash": found.item_set_hash,
             "where": found.source, "why": ", ".join(found.marks)}
+
+_COMPARED = re.compile(r"expected (sha256|item-set hash) |is not what it was at its first load") # else: bad rows
 
 def _brief(error): # what `load` says of one source, less the rest
     return re.sub(r"^No source has the items of \S+\. \w+: ", "", str(error)).split(" | What to do")[0]
@@ -73,7 +76,7 @@ def fetch_benchmark(
     about = {"benchmark": benchmark.id, "licence": benchmark.licence or "not stated"}
     kinds, why = [s.kind for s in benchmark.sources if s.kind != "file"], []
     if not kinds: raise ConfigError(f"{benchmark.id} is a file of yours: there is nothing to fetch.")
-    if to is not None and (there := [f for p in PACKAGINGS if (f := Path(to) / (benchmark.data_id + p)).is_file()]):
+    if to is not None and (there := [f for p in PACKAGINGS if (f := Path(to) / (benchmark.stem + p)).is_file()]):
         return about | {"status": "there already", **_read(benchmark, Path(to), settings), "file": there[0]}
     for kind in kinds:
         try:
@@ -93,7 +96,7 @@ def _read(benchmark, folder, settings):
 def _write(benchmark, rows, folder, settings):
     "Write the rows when they were found to be right."
     import msgspec
-    name = f"{benchmark.data_id}.jsonl.gz"
+    name = f"{benchmark.stem}.jsonl.gz"
     try: lines = [msgspec.json.encode(row) for row in rows]
     except TypeError as e: raise ConfigError(f"{benchmark.id} has rows that JSON cannot hold ({e})") from None
     packed = gzip.compress(b"\n".join(lines) + b"\n", mtime=0)
