@@ -292,6 +292,11 @@ def _request(draft, variant, model, tokenizer, protocol, known):
                    sampling=protocol.sampling_of(item.stratum) if drawn else Sampling(),
                    label_ids=known[end], continuation_ids=tuple(map(tuple, endings)))
 
+def _seal(request, epoch, seed):
+    drawn = request_seed(seed, request.item_id, epoch) if request.sampling.temperature > 0 else None
+    request = replace(request, epoch=epoch, seed=drawn)
+    return replace(request, prompt_hash=prompt_hash(request))
+
 # %% ../nbs/31_requests.ipynb #c48
 def build_requests(
     items: Iterable[Item], # Items in the order of asking
@@ -333,11 +338,6 @@ def _checked_n_shot(pool, benchmark, variant, tokenizer, protocol, system):
         raise ConfigError(f"{benchmark.id}: the system text {system[:60]!r} would be seen by nobody, since this "
                           f"variant has no chat template. Leave it out, or take a chat variant: {chats}.")
     return n_shot
-
-def _seal(request, epoch, seed):
-    drawn = request_seed(seed, request.item_id, epoch) if request.sampling.temperature > 0 else None
-    request = replace(request, epoch=epoch, seed=drawn)
-    return replace(request, prompt_hash=prompt_hash(request))
 
 # %% ../nbs/31_requests.ipynb #c56
 def unasked(
