@@ -981,6 +981,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'qwen_eval/evaluation.py'),
                                       'qwen_eval.evaluation._missing': ('evaluate.html#_missing', 'qwen_eval/evaluation.py'),
                                       'qwen_eval.evaluation._room': ('evaluate.html#_room', 'qwen_eval/evaluation.py'),
+                                      'qwen_eval.evaluation._take_over': ('evaluate.html#_take_over', 'qwen_eval/evaluation.py'),
                                       'qwen_eval.evaluation._with_judge': ('evaluate.html#_with_judge', 'qwen_eval/evaluation.py'),
                                       'qwen_eval.evaluation.carry_out': ('evaluate.html#carry_out', 'qwen_eval/evaluation.py'),
                                       'qwen_eval.evaluation.consult': ('evaluate.html#consult', 'qwen_eval/evaluation.py'),

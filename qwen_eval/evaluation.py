@@ -319,14 +319,19 @@ def _with_judge(run, items, judge, judge_engine, judge_tok):
     judged, jury = jury_for(plan, judge, None, judge_engine or default_engine(), judge_tok, identity=asked)
     new = {**asked, "judge": judged.judge}
     path = run.path.parent / run_id(new)
+    _take_over(path, run, new, judged.marks)
+    return path, jury
+
+def _take_over(path, run, identity, marks):
+    "Bring the answers of a run, and what is known about them, into the folder of the run with another judge."
     left = ("run_id", "fingerprint", "judge", "counts", "notebook", "marks", "answers_from")
     with _room(path), RunWriter(path) as w:
         if not (path / "manifest.json").exists():
-            update_manifest(path, run_id=path.name, fingerprint=new, marks=judged.marks, answers_from=run.id,
-                            **{k: v for k, v in m.items() if k not in left})
+            update_manifest(path, run_id=path.name, fingerprint=identity, marks=marks, answers_from=run.id,
+                            **{k: v for k, v in run.manifest.items() if k not in left})
         for key, c in run.completions().items():
             failed = key in w.stored and w.stored[key].finish_reason == "error" != c.finish_reason
             if failed or key not in w.stored: w.append(c)
-        stage = generate_stage(n_answered(w.stored), m["stages"]["generate"]["n_items"], m["epochs"])
+        stage = generate_stage(n_answered(w.stored), run.manifest["stages"]["generate"]["n_items"],
+                               run.manifest["epochs"])
         update_manifest(path, stages={"generate": stage})
-    return path, jury
