@@ -288,10 +288,10 @@ def test_verify_tells_unreadable_from_different(lab):
 
 
 def test_a_protocol_whose_variant_a_benchmark_has_not(lab):
-    from qwen_eval.preview import preview
+    from qwen_eval.plans import plan_run
     with pytest.raises(ConfigError, match=r"protocol lm-eval asks in the variant lm-eval, which mt_bench has not; it "
                                           r"has two-turn.*have lm-eval: .*\bgsm8k\b"):
-        preview("smollm2_135m", "mt_bench", protocol="lm-eval", source="specimen")
+        plan_run("smollm2_135m", "mt_bench", protocol="lm-eval", source="specimen", engine="fake")
     done = CliRunner().invoke(app, ["run", "smollm2_135m", "--benchmarks", "mt_bench", "--protocol", "lm-eval",
                                     "--allow-specimens"])
     assert done.exit_code == 2 and "which mt_bench has not" in done.output and not list(lab.glob("runs/*/*"))
