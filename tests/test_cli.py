@@ -201,6 +201,7 @@ def test_a_real_interrupt_ends_a_process_with_130(lab):
     p.send_signal(signal.SIGINT)
     said = p.communicate(timeout=20)[1]
     assert p.returncode == 130 and "Interrupted" in said and "Traceback" not in said
+    assert "goes on" not in said # nothing was under way
 
 
 def test_bugs_keep_their_traceback(lab, monkeypatch):
@@ -215,6 +216,7 @@ def test_runs_can_be_compared_checked_and_sent(lab):
     found = json.loads(ask("diff", a, b, "--json").stdout)
     assert found["counts"] and "side by side" not in ask("diff", a, b, "--all", "--items", "1").stdout
     assert [f["status"] for f in json.loads(ask("runs", "verify", "--json").stdout)] == ["ok", "ok"]
+    assert Path(json.loads(ask("runs", "export", a, "--json").stdout)["archive"]).parent == lab / "reports" / "archives"
     sent = json.loads(ask("runs", "export", a, "--to", str(lab), "--json").stdout)
     assert json.loads(ask("runs", "import", sent["archive"], "--json").stdout)["done"] == "there already"
     (lab / "runs" / b / "completions.jsonl").write_text("{\n{}\n")
