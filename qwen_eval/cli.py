@@ -8,6 +8,7 @@ __all__ = ['app', 'VariantName', 'ShotsNumber', 'SystemText', 'TemplateName', 'J
            'study_list', 'study_plan', 'study_run', 'study_report', 'study_status', 'main']
 
 # %% ../nbs/90_cli.ipynb #c02
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -356,4 +357,10 @@ app.command("contamination")(contamination_command)
 # %% ../nbs/90_cli.ipynb #c20
 def main() -> None:
     "Entry point of the command `qwen-eval`."
+    if sys.argv[1:2] == ["prompt"]: _without_torch()
     app()
+
+def _without_torch():
+    "Keep transformers from loading torch in this process: it takes most of the time, and no tokenizer needs it."
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error") # it would say aloud that torch is missing
+    sys.modules.setdefault("torch", None)

@@ -15,6 +15,7 @@ import pytest
 
 from qwen_eval.bfcl_prompts import as_tools, bfcl_native, bfcl_prompted, bfcl_texts, shown_functions
 from qwen_eval.conformance.base import conformance
+from qwen_eval.conformance.bfcl import _parsed
 from qwen_eval.datasets.all import benchmark
 from qwen_eval.datasets.base import load
 from qwen_eval.datasets.bfcl import SINGLE_TURN, bfcl_join
@@ -422,3 +423,12 @@ def test_a_replaced_item_keeps_its_functions(specimens):
     before = json.dumps(item.extra)
     bfcl_native(item), bfcl_prompted(item)
     assert json.dumps(item.extra) == before
+
+
+def test_odd_literals_are_read_in_silence(recwarn):
+    for name in call_readers.names():
+        for text in ('[{"name": "f", "parameters": {"a": 1if 1 else 2}}]', "[f(a='\\d')]", "0x1for x in y"):
+            try: read_calls(text, name)
+            except ValueError: continue
+    with pytest.raises(ValueError): _parsed("1if x else")
+    assert not [w for w in recwarn if issubclass(w.category, (SyntaxWarning, DeprecationWarning))]

@@ -229,6 +229,15 @@ def test_a_prompt_is_shown_as_the_engine_gets_it(lab):
     assert "--- token ids" in ask("prompt", "smollm2_135m", "gsm8k", "--allow-specimens").stdout
 
 
+def test_a_prompt_needs_no_torch(lab):
+    asked = ("prompt", "smollm2_135m", "gsm8k", "--allow-specimens")
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", MAIN, *asked], capture_output=True, text=True,
+                          env=environment())
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert done.stdout == ask(*asked).stdout and "transformers" in loaded and "torch" not in loaded, done.stderr[-500:]
+    assert all(line.startswith("import time:") for line in done.stderr.splitlines())
+
+
 def test_the_doctor_says_what_is_there(lab):
     checks = {c["what"]: c["state"] for c in json.loads(ask("doctor", "--json").stdout)}
     assert {"vLLM", "sandbox", "hub", "data", "runs"} <= checks.keys()
