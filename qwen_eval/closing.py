@@ -17,7 +17,7 @@ from typing import Any
 from .errors import ConfigError
 from .fetch import write_atomic
 from .figures import explain_marks, forest, records, save_figure
-from .layout import table_lines, wrapped
+from .layout import column_widths, table_lines, wrapped
 from .metrics import metrics
 from .records import COUNTED
 from .reports import COLUMNS, DIFFERENCE_COLUMNS, Report, shown, write_report
@@ -179,19 +179,21 @@ def outcome_text(
                       *([""] if paths else []), *paths])
 
 def _results(rows, signs, colour, width):
-    "The lines of the table; what is said of a benchmark once is not said again below it, unless there are no columns."
+    "The lines of the table: a benchmark in the first column, where there is room for it, else on a line above its runs."
     several = len({r["model"] for r in rows}) > 1
     heads = ["benchmark", *(["model"] if several else []), *COLUMNS.values(), "run"]
-    what = [f"{r['benchmark']} ({r['metric']}, {r['variant']})" for r in rows]
-    cells = [[w, *([r["model"]] if several else []), *(shown(r, signs)[k] for k in COLUMNS),
-              r["run_id"].rpartition("--")[2]] for w, r in zip(what, rows, strict=True)]
-    brief = [["" if k and w == what[k - 1] else w, *c[1:]] for k, (w, c) in enumerate(zip(what, cells, strict=True))]
     numbers = [h not in ("benchmark", "model", "preset", "run") for h in heads]
-    head, found = table_lines(heads, brief, numbers, width)
-    if not head: found = table_lines(heads, cells, numbers, width)[1]
-    lines = [line for row in found for line in row]
-    rule = ["─" * max(map(len, [*head, *lines]))] if head else []
-    return [*(f"\x1b[1m{h}\x1b[0m" if colour else h for h in head), *rule, *lines]
+    cells = [[f"{r['benchmark']} ({r['metric']}, {r['variant']})", *([r["model"]] if several else []),
+              *(shown(r, signs)[k] for k in COLUMNS), r["run_id"].rpartition("--")[2]] for r in rows]
+    first = [k == 0 or c[0] != cells[k - 1][0] for k, c in enumerate(cells)] # what is said once is not said again
+    brief = [[c[0] if new else "", *c[1:]] for c, new in zip(cells, first, strict=True)]
+    beside = width is None or sum(column_widths(heads, brief, numbers, None)) + 2 * len(heads) - 2 <= width
+    if beside: head, found = table_lines(heads, brief, numbers, width)
+    else: head, found = table_lines(heads[1:], [c[1:] for c in cells], numbers[1:], width)
+    if not head: return [line for row in table_lines(heads, cells, numbers, width)[1] for line in row]
+    above = [wrapped(c[0], width) if new and not beside else [] for c, new in zip(cells, first, strict=True)]
+    lines = [line for name, row in zip(above, found, strict=True) for line in (*name, *row)]
+    return [*(f"\x1b[1m{h}\x1b[0m" if colour else h for h in head), "─" * max(map(len, [*head, *lines])), *lines]
 
 # %% ../nbs/86_closing.ipynb #c22
 def report_folder(

@@ -77,7 +77,7 @@ class Facts(dict):
         return f"<table>{''.join(rows)}</table>"
 
 # %% ../nbs/09_layout.ipynb #c19
-LEAST, MOST = 12, 40 # Characters that a column of words keeps, between these a third of its longest cell
+LEAST, MOST = 10, 40 # Characters that a column of words keeps, between these half of its longest cell and a little
 
 def column_widths(
     heads: Sequence[str], # Of the columns
@@ -87,8 +87,10 @@ def column_widths(
 ) -> list[int] | None: # Characters, shape (n_columns,); None where no table of that width can be read
     "How wide each column may be."
     wide = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    floor = [w if n else min(w, max(LEAST, min(-(-w // 3) + 2, MOST), *map(len, h.split())))
-             for w, n, h in zip(wide, numbers, heads, strict=True)]
+    floor = [max(map(len, h.split()), default=0) for h in heads]
+    for i, (w, n) in enumerate(zip(wide, numbers, strict=True)):
+        own = max((len(row[i]) for row in rows), default=0) if n else min(w, max(LEAST, min(-(-w // 2) + 2, MOST)))
+        floor[i] = max(floor[i], own)
     excess = 0 if width is None else sum(wide) + 2 * (len(wide) - 1) - width
     for _ in range(excess):
         can = [i for i, w in enumerate(wide) if w > floor[i]]

@@ -211,6 +211,9 @@ def score_outputs(
     frame = score_frame(scores, {c.key: c for c in made}, item_set.items)
     return _result(frame, b, name, v, item_set, ["acc_tok"] if table else [v.metric, *measured(frame)])
 
+_BY_JUDGE = ("answers to this benchmark are judged by a model, and answers made elsewhere are only counted here. In a "
+             "notebook they can be replayed and judged: evaluate(model, benchmark, judge=..., engine=ReplayEngine(...))")
+
 def _result(frame, benchmark, name, variant, item_set, metrics):
     found = {m: asdict(weigh(frame, m, max_error_rate=1)) for m in dict.fromkeys(metrics)}
     seen = set(frame.item_id)
@@ -218,6 +221,7 @@ def _result(frame, benchmark, name, variant, item_set, metrics):
     items = [{"id": r.item_id, "epoch": int(r.epoch), "value": float(r.value), "status": r.status, "answer": r.answer,
               "detail": r.detail} for r in frame.itertuples()]
     unjudged = next((i["detail"] for i in items if i["status"] == "not_scored"), "")
+    if variant.judge: unjudged = _BY_JUDGE
     counts = {**found[variant.metric]["counts"], "missing": len(missing), "n_items": len(item_set.items)}
     return Scored(benchmark=benchmark.id, variant=name, metric=variant.metric, items=items, counts=counts,
                   estimate=found[variant.metric], estimates=found, missing=missing, source=item_set.source,
