@@ -179,7 +179,7 @@ def outcome_text(
                       *([""] if paths else []), *paths])
 
 def _results(rows, signs, colour, width):
-    "The lines of the table: a benchmark in the first column, where there is room for it, else on a line above its runs."
+    "The lines of the table: a benchmark in the first column, where there is room for it, else above its runs."
     several = len({r["model"] for r in rows}) > 1
     heads = ["benchmark", *(["model"] if several else []), *COLUMNS.values(), "run"]
     numbers = [h not in ("benchmark", "model", "preset", "run") for h in heads]

@@ -23,6 +23,8 @@ def line_width(
     return max(shutil.get_terminal_size((100, 24)).columns, 40)
 
 # %% ../nbs/09_layout.ipynb #c07
+_JOINTS, _PARTS = re.compile(r"[-_/.,=:]+"), re.compile(r"[^\s_/.,=:-]+[-_/.,=:]*")
+
 def wrapped(
     text: str, # One line
     width: int | None, # Characters; None is as long as it takes
@@ -32,7 +34,7 @@ def wrapped(
     lines = []
     for line in textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False):
         while len(line) > width:
-            at = max((m.end() for m in re.finditer(r"[-_/.,=:]+", line[:width])), default=width)
+            at = max((m.end() for m in _JOINTS.finditer(line[:width])), default=width)
             lines.append(line[:at])
             line = line[at:]
         lines.append(line)
@@ -89,7 +91,8 @@ def column_widths(
     wide = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     floor = [max(map(len, h.split()), default=0) for h in heads]
     for i, (w, n) in enumerate(zip(wide, numbers, strict=True)):
-        own = max((len(row[i]) for row in rows), default=0) if n else min(w, max(LEAST, min(-(-w // 2) + 2, MOST)))
+        whole = max((len(p) for row in rows for p in ([row[i]] if n else _PARTS.findall(row[i]))), default=0)
+        own = whole if n else min(w, MOST, max(LEAST, whole, -(-w // 2) + 2))
         floor[i] = max(floor[i], own)
     excess = 0 if width is None else sum(wide) + 2 * (len(wide) - 1) - width
     for _ in range(excess):

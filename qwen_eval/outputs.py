@@ -211,8 +211,8 @@ def score_outputs(
     frame = score_frame(scores, {c.key: c for c in made}, item_set.items)
     return _result(frame, b, name, v, item_set, ["acc_tok"] if table else [v.metric, *measured(frame)])
 
-_BY_JUDGE = ("answers to this benchmark are judged by a model, and answers made elsewhere are only counted here. In a "
-             "notebook they can be replayed and judged: evaluate(model, benchmark, judge=..., engine=ReplayEngine(...))")
+_BY_JUDGE = ("answers to this benchmark are judged by a model, and those made elsewhere are only counted here. In a "
+             "notebook they can be replayed: evaluate(model, benchmark, judge=..., engine=ReplayEngine(...))")
 
 def _result(frame, benchmark, name, variant, item_set, metrics):
     found = {m: asdict(weigh(frame, m, max_error_rate=1)) for m in dict.fromkeys(metrics)}

@@ -736,3 +736,11 @@ def test_the_leaderboards_view_is_of_its_own_runs_only(tmp_path):
     turns = evaluate("smollm2_135m", "mt_bench", judge="none", **how)
     with pytest.raises(ConfigError, match="with itself"):
         judge_pairs(turns, turns, "smollm2_135m", FakeEngine("constant"))
+
+
+def test_scores_of_answers_made_elsewhere_advise_what_there_is(tmp_path):
+    "No option of `score` has answers judged, so none is named."
+    from qwen_eval.outputs import score_outputs
+    (tmp_path / "o.jsonl").write_text('{"id": "9001", "completion": "Yes."}\n')
+    found = score_outputs(tmp_path / "o.jsonl", "mt_bench", source="specimen")
+    assert found["counts"]["not_scored"] == 1 and "rescore" not in repr(found) and "ReplayEngine" in repr(found)
