@@ -22,11 +22,6 @@ from .scorers.text import ScoreOptions, score_items
 
 # %% ../nbs/76_goldcheck.ipynb #c05
 gold_answers = Registry("gold answer", rooms=("qwen_eval.goldcalls",))
-NO_GOLD = {"ifeval": "instructions can be followed in any words, so there is no answer to compare with; the published "
-                     "verdicts are what its checks are held to (conformance)",
-           "judged": "what an answer is worth is for a judge to say, so there is none that is right; the published "
-                     "judgments are what its parts are held to (conformance)",
-           "verbatim": "what a model continues is compared with its item, and no answer is right"} # scorer -> why
 
 def _said(item, text): return Completion(item_id=item.id, text=text)
 
@@ -63,6 +58,13 @@ for _name in ("oracle", "oracle-0.2"): gold_answers.add(_name, gold_program)
 def gold_line(item, variant): # Item and Variant -> Completion or None
     "The number behind the marks of GSM8K."
     return None if item.target is None else _said(item, f"#### {item.target}")
+
+# %% ../nbs/76_goldcheck.ipynb #c19
+NO_GOLD = {"ifeval": "instructions can be followed in any words, so there is no answer to compare with; the published "
+                     "verdicts are what its checks are held to (conformance)",
+           "judged": "what an answer is worth is for a judge to say, so there is none that is right; the published "
+                     "judgments are what its parts are held to (conformance)",
+           "verbatim": "what a model continues is compared with its item, and no answer is right"} # scorer -> why
 
 @gold_answers.register("api-set")
 def gold_apis(item, variant): # Item and Variant -> Completion or None
