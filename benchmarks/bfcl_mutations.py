@@ -24,7 +24,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-FORMS = ("native", "native-llama", "prompted")
+if "--judge" not in sys.argv: # the official side has its interpreter, not ours
+    from qwen_eval.extract_calls import language_of
+    from qwen_eval.goldcalls import literal
+    from qwen_eval.goldcalls import written as as_text
+
+READERS = {"native": "hermes-calls", "native-llama": "llama-calls", "prompted": "prompted-calls"}
+FORMS = (*READERS,)
 MODELS = {"native": "qwen3-8b-FC", "native-llama": "qwen3-8b-FC", "prompted": "qwen3-8b"} # dots become underscores: FC
 
 
@@ -110,63 +116,6 @@ def _choice(rng, values):
     return value
 
 
-def literal(value, language, kind="", inner=""):
-    "A value as Java or JavaScript."
-    if isinstance(value, bool): return str(value).lower()
-    bare = kind in ("any", "HashMap", "dict", "Array", "ArrayList", "array")
-    if isinstance(value, str): return value if bare else f'"{value}"'
-    if isinstance(value, (list, tuple)):
-        parts = ", ".join(literal(v, language, inner or "String") for v in value)
-        if language == "javascript": return f"[{parts}]"
-        return f"new ArrayList<>(Arrays.asList({parts}))" if kind == "ArrayList" and parts else (
-            "new ArrayList<>()" if kind == "ArrayList" else f"new {inner or 'Object'}[]{{{parts}}}")
-    if isinstance(value, dict):
-        if language == "javascript":
-            return "{" + ", ".join(f"'{k}': {literal(v, language)}" for k, v in value.items()) + "}"
-        return "new HashMap<String, Object>() {{ " + " ".join(f'put("{k}", {literal(v, language)});'
-                                                             for k, v in value.items()) + " }}"
-    suffix = {"long": "L", "float": "f"} if language == "java" else {"Bigint": "n"}
-    return f"{value}{suffix.get(kind, '')}"
-
-
-def gold_calls(item):
-    "Calls that are right, the same every time: whatever may be given is given, even an empty text where it must be."
-    shown, made = {f["name"]: f["parameters"] for f in item.extra["functions"]}, []
-    for call in item.target:
-        [(name, args)] = call.items()
-        wanted = {k: v for k, v in args.items() if k in shown[name]["properties"]
-                  and (v != [""] or k in shown[name].get("required", ()))}
-        made += right_calls(random.Random(item.id), [{name: {k: v for k, v in wanted.items() if v != [""]}}], 0.0)
-        made[-1][name].update({k: "" for k, v in wanted.items() if v == [""]})
-    return made
-
-
-def gold_answer(item, form):
-    "The text of a right answer, with literals spelt as the leaderboard's converters read them."
-    language, calls = language_of(item.stratum), gold_calls(item)
-    if language == "python": return written(calls, item, form)
-    described = {f["name"]: f["parameters"]["properties"] for f in item.extra["functions"]}
-    literals = [{n: {k: _gold_literal(v, described[n][k], language, form) for k, v in a.items()}} for c in calls
-                for n, a in c.items()]
-    return written(literals, item, form, spelt=True)
-
-
-def _gold_literal(value, described, language, form):
-    kind, inner = described["type"], described.get("items", {}).get("type", "")
-    if language == "java" and kind == "Array" and inner == "String" and isinstance(value, list):
-        made = f"new String[]{{{', '.join(value)}}}" # quotes would be kept
-        return f'"{made}"' if form == "prompted" else made
-    made = literal(value, language, kind, inner).replace(");", ")") # a semicolon parts the calls of Llama
-    made = value if isinstance(value, str) else made
-    quoted = isinstance(value, str) or (language == "java" and isinstance(value, dict))
-    if form != "prompted" or not quoted: return made
-    return f"'{made}'" if '"' in made else f'"{made}"' # within quotes any text is read, whatever it looks like
-
-
-def language_of(category):
-    return "javascript" if "javascript" in category else "java" if "java" in category else "python"
-
-
 def as_literals(calls, functions, language, quoted):
     "Calls whose values are literals of the language, as text; strings with quotes or without."
     described = {f["name"]: f["parameters"]["properties"] for f in functions}
@@ -177,20 +126,11 @@ def as_literals(calls, functions, language, quoted):
     return [{n: {k: text(n, k, v) for k, v in args.items()} for n, args in c.items()} for c in calls]
 
 
-def written(calls, item, form, spelt=False):
-    "Calls as the text of an answer; `spelt` says that values are literals already."
+def written(calls, item, form):
+    "Calls as the text of an answer."
     language = language_of(item.stratum)
-    if language != "python" and not spelt:
-        calls = as_literals(calls, item.extra["functions"], language, form == "prompted")
-    if form == "prompted":
-        show = repr if language == "python" else str
-        pairs = [(n, a) for c in calls for n, a in c.items()]
-        parts = ", ".join(f"{n}({', '.join(f'{k}={show(v)}' for k, v in a.items())})" for n, a in pairs)
-        return f"[{parts};]" if language == "java" else f"[{parts}]"
-    flat = [(n.replace(".", "_"), a) for c in calls for n, a in c.items()]
-    if form == "native":
-        return "\n".join(f"<tool_call>\n{json.dumps({'name': n, 'arguments': a})}\n</tool_call>" for n, a in flat)
-    return repr([{"name": n, "parameters": a} for n, a in flat])
+    if language != "python": calls = as_literals(calls, item.extra["functions"], language, form == "prompted")
+    return as_text(calls, READERS[form], language)
 
 
 # Nearly right answers

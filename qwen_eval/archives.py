@@ -18,10 +18,10 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterator
-from html import escape
 from pathlib import Path
 from .errors import ConfigError, IntegrityError
 from .fetch import sha256, writable
+from .layout import Facts
 from .runs import Run
 from .settings import expand, settings
 from .sharing import publish
@@ -73,14 +73,9 @@ def _pack(source, name, out): # a folder, the run's id, and a file that can be r
     out.write(_START + _COMMENT + digest.hexdigest().encode() + b"\0")
 
 # %% ../nbs/79_archives.ipynb #c07
-class Archived(dict):
+class Archived(Facts):
     "What an export or an import did: `done`, `run_id`, `archive`, `folder`, `content_hash`, `warnings` and more."
-    def __repr__(self): return "\n".join(f"{k:>12}  {v}" for k, v in self._cells())
-
-    def _repr_html_(self):
-        left = "style='text-align:left'"
-        rows = (f"<tr><th {left}>{escape(k)}</th><td {left}>{escape(v)}</td></tr>" for k, v in self._cells())
-        return f"<table>{''.join(rows)}</table>"
+    _indent = 12
 
     def _cells(self):
         rest = [(k.replace("_", " "), str(v)) for k, v in self.items() if k not in ("done", "run_id", "warnings")]
@@ -93,7 +88,7 @@ _MOST_NAME = 150 # bytes of a folder's name that a tar header of this kind holds
 # %% ../nbs/79_archives.ipynb #c09
 def export_run(
     run: str | Path | Run, # A stored run, its id, the eight digits at the end, or its folder
-    to: str | Path = ".", # File to write, or the folder for `<run id>.tar.gz`
+    to: str | Path | None = None, # File to write, or the folder for `<run id>.tar.gz`; None: archives among the reports
     without_texts: bool = False, # Leave out what was asked and what was written?
     root: Path | str | None = None, # Folder of the runs; that of the settings by default
 ) -> Archived: # Where the archive lies, and its hash
@@ -106,7 +101,8 @@ def export_run(
                              f"See: qwen-eval runs verify {name}")
     with tempfile.TemporaryDirectory() as tmp:
         source = publish([Run(path)], tmp)[0] if without_texts else path
-        target = _write(source, name, expand(to), "--without-texts" * without_texts)
+        place = expand(to) if to else writable(settings().reports / "archives", "Archives")
+        target = _write(source, name, place, "--without-texts" * without_texts)
         sealed = content_hash(source)
     return Archived(done="exported", run_id=name, archive=str(target), n_bytes=target.stat().st_size,
                     sha256=sha256(target), content_hash=sealed, warnings=_warnings(found))

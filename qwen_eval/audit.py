@@ -14,7 +14,6 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
-from html import escape
 from pathlib import Path
 from typing import Any
 import numpy as np
@@ -23,9 +22,10 @@ from .datasets.base import load
 from .datasets.declared import Benchmark, Variant
 from .errors import ConfigError, IntegrityError
 from .fetch import write_atomic
+from .layout import Facts
 from .outputs import match_outputs, read_outputs, unshuffled
 from .prompts import correct_letter, prompts
-from .readings import readings_of
+from .readings import measured, readings_of
 from .records import COUNTED, Completion, Estimate, Item
 from .runs import Run, items_of, open_run
 from .scorers.text import ScoreOptions, score_items
@@ -47,10 +47,22 @@ def judge_readings(
     read = readings_of(variant)
     own = {(r.item_id, r.epoch): r for r in frame.itertuples() if r.status in COUNTED}
     table = {k: {"item_id": k[0], "epoch": k[1], "scored": r.value} for k, r in own.items()}
+    if read is None: # the scorer has measured both
+        for k, r in own.items():
+            for name, (value, answer) in measured.get(variant.score)(r).items():
+                table[k] |= {name: value, f"{name}_answer": answer}
+    else: _read_again(read, [p for p in pairs if p[1].key in own], own, table, variant, options)
+    found = pd.DataFrame(list(table.values()))
+    if len(found) and not found[["scored", "strict", "flexible"]].isin((0, 1)).all(axis=None):
+        raise ConfigError(f"{variant.score!r} gives shared credit; a hand check knows right and wrong only.")
+    return found
+
+# %% ../nbs/77_audit.ipynb #c25
+def _read_again(read, pairs, own, table, variant, options):
+    "Score what either reading leaves of each answer, into the rows of `table`."
     for name in ("strict", "flexible"):
         todo = []
         for item, c in pairs:
-            if c.key not in own: continue
             left, row = read(c.text, item, variant)[name], table[c.key]
             if left == c.text: row |= {name: own[c.key].value, f"{name}_answer": own[c.key].answer}
             elif left is None: row |= {name: 0.0, f"{name}_answer": None}
@@ -58,21 +70,10 @@ def judge_readings(
         for s in score_items(todo, variant.score, variant, options):
             if s.status not in COUNTED: raise ConfigError(f"item {s.item_id!r} cannot be scored again: {s.detail}")
             table[s.key] |= {name: s.value, f"{name}_answer": s.answer}
-    found = pd.DataFrame(list(table.values()))
-    if len(found) and not found[["scored", "strict", "flexible"]].isin((0, 1)).all(axis=None):
-        raise ConfigError(f"{variant.score!r} gives shared credit; a hand check knows right and wrong only.")
-    return found
 
 # %% ../nbs/77_audit.ipynb #c06
-class Audit(dict):
+class Audit(Facts):
     "Both readings of a run: `estimates`, `difference`, `n_differ`, `items`, and the sheet that was written."
-    def __repr__(self): return "\n".join(f"{k:>13}  {v}" for k, v in self._cells().items())
-
-    def _repr_html_(self):
-        left, cells = "style='text-align:left'", self._cells().items()
-        rows = (f"<tr><th {left}>{escape(k)}</th><td {left}>{escape(str(v))}</td></tr>" for k, v in cells)
-        return f"<table>{''.join(rows)}</table>"
-
     def _cells(self):
         shown = {k: Estimate(**e) for k, e in self["estimates"].items()}
         one = f" ({self['n_only_flexible']} right only if flexible, {self['n_only_strict']} only if strict)"
@@ -103,6 +104,9 @@ def allocate(
     return {h: min(size, max(LEAST, share[h])) for h, (size, _) in strata.items()}
 
 def _gold(item):
+    if "kwargs" in item.extra: # instructions: their kinds, and what each is about
+        return "\n".join(f"{kind} {given or ''}".strip() for kind, given in zip(item.target, item.extra["kwargs"],
+                                                                              strict=True))
     if "test" in item.extra: return f"{item.target or ''}\n\n{item.extra['test']}".strip()
     if not item.choices or not isinstance(item.target, int): return str(item.target)
     return f"{correct_letter(item)}. {item.choices[item.target]}"

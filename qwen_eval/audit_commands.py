@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from .console import JsonFlag, ModelName, PresetName, ProtocolName, UnsafeFlag, say, words
 from .errors import ConfigError
+from .layout import fact_lines, line_width, shortened
 
 # %% ../nbs/89_audit_commands.ipynb #c05
 def audit_command(
@@ -50,13 +51,11 @@ def audit_command(
     say(dict(found) if as_json else found, lambda a: _audit_text(a, items), as_json)
 
 def _audit_text(found, n):
-    lines = [repr(found)]
-    for i in found.get("items", ())[:n]:
-        said = (f"{k} {'right' if i[k] else 'wrong'} ({_one_line(i[f'{k}_answer'])})" for k in ("strict", "flexible"))
-        lines.append(f"{i['id']:>13}  {', '.join(said)}")
-    return "\n".join(lines)
+    said = [(i["id"], ", ".join(f"{k} {'right' if i[k] else 'wrong'} ({_one_line(i[f'{k}_answer'])})"
+                                for k in ("strict", "flexible"))) for i in found.get("items", ())[:n]]
+    return "\n".join([repr(found), *([fact_lines(said, width=line_width())] if said else [])])
 
-def _one_line(answer): return " ".join(answer.split())[:60] if answer else "no answer"
+def _one_line(answer): return shortened(answer or "no answer", 60)
 
 # %% ../nbs/89_audit_commands.ipynb #c09
 def contamination_command(

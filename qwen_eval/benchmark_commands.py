@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from .console import JsonFlag, ProtocolName, UnsafeFlag, group, say, table, words
 from .errors import ConfigError
+from .layout import shortened
 
 # %% ../nbs/89_benchmark_commands.ipynb #c05
 benchmarks = group("Benchmarks: list, show, check, fetch, verify and count them.")
@@ -70,8 +71,9 @@ def _items(name, item, n, allow_specimens):
 def _item_text(item):
     from qwen_eval.prompts import LETTERS
     parts = [f"{item['id']}", *(f"{k}: {item[k]}" for k in ("stratum", "cluster") if item[k]), item["question"]]
+    right = {item["target"], *item["extra"].get("mc2_true", ())} # of MC2 several are true
     for n, choice in enumerate(item["choices"]):
-        parts.append(f"{'*' if n == item['target'] else ' '} {LETTERS[n] if n < 26 else n}. {choice}")
+        parts.append(f"{'*' if n in right else ' '} {LETTERS[n] if n < 26 else n}. {choice}")
     if not item["choices"]: parts.append(f"target: {item['target']}")
     return "\n".join([*parts, *(f"{k}: {v}" for k, v in item["extra"].items())])
 
@@ -155,8 +157,8 @@ def benchmarks_verify(name: Names = None, as_json: JsonFlag = False):
     columns = {"benchmark": "benchmark", "source": "source", "status": "status", "n_items": "items", "hash": "hash",
                "why": "why"}
     def text(rows):
-        brief = [r | {"hash": (r["item_set_hash"] or "")[:12], "why": "see below" if r in wrong else r["why"][:90]}
-                 for r in rows]
+        brief = [r | {"hash": (r["item_set_hash"] or "")[:12],
+                      "why": "see below" if r in wrong else shortened(r["why"], 90)} for r in rows]
         return "\n".join([table(brief, columns), *(f"\n{r['why']}" for r in wrong)])
     wrong = [r for r in found if r["status"] in ("differs", "unreadable")]
     say(found, text, as_json)

@@ -8,6 +8,7 @@ __all__ = ['app', 'VariantName', 'ShotsNumber', 'SystemText', 'TemplateName', 'J
            'study_list', 'study_plan', 'study_run', 'study_report', 'study_status', 'main']
 
 # %% ../nbs/90_cli.ipynb #c02
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,7 @@ from .conformance_commands import conformance_
 from .console import (LOOK, Edge, JsonFlag, ModelName, PresetName, ProtocolName, RunName, UnsafeFlag, group,
                                say, table, words)
 from .errors import ConfigError
+from .layout import line_width
 from .audit_commands import audit_command, contamination_command
 from .quality_commands import quality_
 from .run_commands import runs
@@ -206,7 +208,7 @@ def _finish(outcome, as_json):
     from qwen_eval.closing import outcome_text
     from qwen_eval.terminal import is_terminal
     found = {"rows": outcome.rows, "differences": outcome.differences} if outcome.differences else outcome.rows
-    say(found, lambda _: outcome_text(outcome, colour=is_terminal()), as_json)
+    say(found, lambda _: outcome_text(outcome, is_terminal(), line_width()), as_json)
     for failure in outcome.failures: print(f"FAILED {failure}", file=sys.stderr)
     if outcome.failures: raise typer.Exit(1)
 
@@ -228,7 +230,7 @@ def diff_(
     """
     from qwen_eval.diffs import diff_runs
     found = diff_runs(run_a, run_b, limit=limit, every=every, texts=texts)
-    say(dict(found) if as_json else found, lambda d: d.text(items or None), as_json)
+    say(dict(found) if as_json else found, lambda d: d.text(items or None, line_width()), as_json)
 
 app.command("quality")(quality_)
 
@@ -313,7 +315,7 @@ def study_plan(name: StudyName, as_json: JsonFlag = False):
     from qwen_eval.terminal import is_terminal
     planned = plan(name)
     contexts(planned)
-    say(planned.rows(), lambda rows: plan_text(planned, bold=is_terminal()), as_json)
+    say(planned.rows(), lambda rows: plan_text(planned, is_terminal(), line_width()), as_json)
 
 # %% ../nbs/90_cli.ipynb #c19
 @study.command("run")
@@ -355,4 +357,10 @@ app.command("contamination")(contamination_command)
 # %% ../nbs/90_cli.ipynb #c20
 def main() -> None:
     "Entry point of the command `qwen-eval`."
+    if sys.argv[1:2] == ["prompt"]: _without_torch()
     app()
+
+def _without_torch():
+    "Keep transformers from loading torch in this process: it takes most of the time, and no tokenizer needs it."
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error") # it would say aloud that torch is missing
+    sys.modules.setdefault("torch", None)

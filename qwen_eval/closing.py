@@ -17,6 +17,8 @@ from typing import Any
 from .errors import ConfigError
 from .fetch import write_atomic
 from .figures import explain_marks, forest, records, save_figure
+from .layout import column_widths, table_lines, wrapped
+from .metrics import metrics
 from .records import COUNTED
 from .reports import COLUMNS, DIFFERENCE_COLUMNS, Report, shown, write_report
 from .runs import summary
@@ -38,7 +40,7 @@ def chance(
 # %% ../nbs/86_closing.ipynb #c06
 def result_rows(
     plan: StudyPlan, # A plan, done or not
-) -> list[dict[str, Any]]: # One row for each run that is stored; keys of `runs.summary`, `chance` and `estimand`
+) -> list[dict[str, Any]]: # One row for each stored run: `runs.summary`, `chance`, `estimand`, `uncounted`
     "The results of a study as they are now."
     rows = []
     for planned in plan.runs:
@@ -46,8 +48,14 @@ def result_rows(
         if run is None: continue
         row = summary(run) | {"model": planned.plan.model.id, "chance": chance(planned)}
         row["estimand"] = run.estimate(max_error_rate=1).estimand if row["n_items"] else ""
-        rows.append(row)
+        rows.append(row | {"uncounted": _uncounted(run)})
     return rows
+
+def _uncounted(run):
+    "Items that the primary metric leaves out by definition."
+    weight = metrics.get(run.metric).item_weight
+    if not weight or not run.scored or weight not in run.scores: return 0
+    return int((run.scores.groupby("item_id")[weight].max() == 0).sum())
 
 # %% ../nbs/86_closing.ipynb #c08
 def difference_rows(
@@ -148,6 +156,8 @@ def _reasons(r, n):
     for k, why in counted.items():
         of = f" of {n + r['engine_error']}" if k != "unread_verdicts" else ""
         if r.get(k): yield why, f" ({r[k]}{of})"
+    if k := r.get("uncounted"): # of items, not of answers
+        yield f"items left out of {r['metric']}, which is the {r['estimand']}", f" ({k} of {k + r['n_items']})"
     if r["n_sessions"] > 1: yield "resumed; its seconds are those of all its sessions together", ""
     if r["note"]: yield r["note"], ""
     elif not r["complete"]: yield "incomplete; what finishes early is over-represented", ""
@@ -156,35 +166,34 @@ def _reasons(r, n):
 def outcome_text(
     outcome: StudyOutcome, # What to show
     colour: bool = False, # With terminal codes?
+    width: int | None = None, # Of a line, characters; None is as long as it takes
 ) -> str: # Lines
     "Table, marks and paths, ready to print."
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
     rows = records(outcome.rows)
-    signs, table, last = explain_marks(rows), Table(box=box.SIMPLE_HEAD, pad_edge=False), None
-    several = len({r["model"] for r in rows}) > 1
-    for name in ("benchmark", *(["model"] if several else []), *COLUMNS.values(), "run"):
-        left = name in ("benchmark", "model", "preset", "run")
-        table.add_column(name, justify="left" if left else "right", no_wrap=True)
-    for r in rows:
-        what = f"{r['benchmark']} ({r['metric']}, {r['variant']})"
-        if last not in (None, what): table.add_section()
-        cells = shown(r, signs)
-        line = ("" if what == last else what, *([r["model"]] if several else []), *(cells[k] for k in COLUMNS),
-                r["run_id"].rpartition("--")[2])
-        table.add_row(*map(Text, line))
-        last = what
-    buffer = io.StringIO()
-    Console(file=buffer, width=200, color_system="standard" if colour else None, force_terminal=colour,
-            force_jupyter=False, highlight=False).print(table)
-    lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
+    signs = explain_marks(rows)
     notes = [f"{sign} {text}" for sign, text in signs.values()] + attention(rows)
     paths = [f"{label:>9}  {file}" for label, file in outcome.files.items()]
     steps = difference_text(outcome.differences)
-    table = ["", text_table(steps, DIFFERENCE_COLUMNS), ""] if steps else []
-    return "\n".join([*(x for x in lines if x), *table, *notes, *([""] if paths else []), *paths])
+    moved = ["", text_table(steps, DIFFERENCE_COLUMNS, width=width), ""] if steps else []
+    return "\n".join([*_results(rows, signs, colour, width), *moved, *(x for n in notes for x in wrapped(n, width)),
+                      *([""] if paths else []), *paths])
+
+def _results(rows, signs, colour, width):
+    "The lines of the table: a benchmark in the first column, where there is room for it, else above its runs."
+    several = len({r["model"] for r in rows}) > 1
+    heads = ["benchmark", *(["model"] if several else []), *COLUMNS.values(), "run"]
+    numbers = [h not in ("benchmark", "model", "preset", "run") for h in heads]
+    cells = [[f"{r['benchmark']} ({r['metric']}, {r['variant']})", *([r["model"]] if several else []),
+              *(shown(r, signs)[k] for k in COLUMNS), r["run_id"].rpartition("--")[2]] for r in rows]
+    first = [k == 0 or c[0] != cells[k - 1][0] for k, c in enumerate(cells)] # what is said once is not said again
+    brief = [[c[0] if new else "", *c[1:]] for c, new in zip(cells, first, strict=True)]
+    beside = width is None or sum(column_widths(heads, brief, numbers, None)) + 2 * len(heads) - 2 <= width
+    if beside: head, found = table_lines(heads, brief, numbers, width)
+    else: head, found = table_lines(heads[1:], [c[1:] for c in cells], numbers[1:], width)
+    if not head: return [line for row in table_lines(heads, cells, numbers, width)[1] for line in row]
+    above = [wrapped(c[0], width) if new and not beside else [] for c, new in zip(cells, first, strict=True)]
+    lines = [line for name, row in zip(above, found, strict=True) for line in (*name, *row)]
+    return [*(f"\x1b[1m{h}\x1b[0m" if colour else h for h in head), "─" * max(map(len, [*head, *lines])), *lines]
 
 # %% ../nbs/86_closing.ipynb #c22
 def report_folder(

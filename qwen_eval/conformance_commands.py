@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 import typer
 from .console import JsonFlag, say, table
+from .errors import ConfigError
 
 # %% ../nbs/89_conformance_commands.ipynb #c05
 def checks_text(
@@ -51,7 +52,9 @@ def conformance_(
     from dataclasses import asdict
     from qwen_eval.conformance.base import conformance, watched
     checks = list(watched(conformance(published, only), "checks"))
-    none = f"Nothing that is known was found in {published}: no folder gsm8k_openai, qwen2.5_coder_..., and so on."
+    what = f"checks of the family {only}" if only else "folder gsm8k_openai, qwen2.5_coder_..., and so on"
+    none = f"Nothing found to check in {published}: no {what}. Name the folder that holds them."
+    if strict and not checks: raise ConfigError(none)
     blank = {"ours": None, "n": None, "n_differ": None} # what was not run has no count, least of all 0
     found = [asdict(c) | ({} if c.ran else blank) for c in checks] if as_json else checks
     say(found, lambda c: checks_text(c) if c else none, as_json)

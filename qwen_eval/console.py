@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 from .errors import QwenEvalError
+from .layout import line_width
 
 # %% ../nbs/88_console.ipynb #c04
 def _printable(text): return "".join(c if c.isprintable() or c == "\n" else "�" for c in text) # a name may be nasty
@@ -38,8 +39,8 @@ class Edge(TyperGroup):
             import shutil
             name = "qwen-eval" if shutil.which("qwen-eval") else sys.argv[0]
             again = shlex.join([name, *sys.argv[1:]])
-            kept = str(e) or "What is finished is kept."
-            print(f"\nInterrupted. {kept} The same command goes on: {again}", file=sys.stderr)
+            kept = f"{e} The same command goes on" if str(e) else "Whatever it had stored is kept. To begin again"
+            print(f"\nInterrupted. {kept}: {again}", file=sys.stderr)
             raise typer.Exit(130) from None
 
 # %% ../nbs/88_console.ipynb #c07
@@ -75,9 +76,9 @@ def table(
     rows: Iterable[Mapping[str, Any]], # What to show
     columns: Mapping[str, str], # Key -> head, in order
 ) -> str: # Lines
-    "Rows as text, heads in bold where somebody looks."
+    "Rows as text, as wide as the terminal and with heads in bold where somebody looks."
     from qwen_eval.terminal import is_terminal, text_table
-    return text_table(rows, columns, bold=is_terminal())
+    return text_table(rows, columns, bold=is_terminal(), width=line_width())
 
 # %% ../nbs/88_console.ipynb #c12
 def words(

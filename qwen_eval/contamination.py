@@ -10,7 +10,6 @@ __all__ = ['KINDS', 'REST_TOK', 'CEILING', 'derived_sets', 'weigh_continuation',
 import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict
-from html import escape
 from pathlib import Path
 from typing import Any
 import numpy as np
@@ -23,6 +22,7 @@ from .engines.base import Engine
 from .errors import ConfigError, UnknownNameError
 from .evaluation import evaluate
 from .hardware import require_fit
+from .layout import Facts
 from .models import Model
 from .plans import FAKES, engine_name, plan_run, survey
 from .presets import Preset, engine_args
@@ -159,14 +159,9 @@ def _weigh(kind, runs, sets, level):
     return weigh_orders([runs[n] for n in KINDS[kind]], named, level)
 
 # %% ../nbs/75_contamination.ipynb #c15
-class Contamination(dict):
+class Contamination(Facts):
     "What was found: `kinds`, `flags`, `left_out`, and the runs it rests on."
-    def __repr__(self): return "\n".join(f"{k:>21}  {v}" for k, v in self._cells())
-
-    def _repr_html_(self):
-        left = "style='text-align:left'"
-        rows = (f"<tr><th {left}>{escape(k)}</th><td {left}>{escape(str(v))}</td></tr>" for k, v in self._cells())
-        return f"<table>{''.join(rows)}</table>"
+    _indent = 21
 
     def _cells(self):
         if self["marks"]: yield "attention", ", ".join(self["marks"]).upper()

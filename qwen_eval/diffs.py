@@ -10,6 +10,7 @@ from collections import Counter
 from html import escape
 from pathlib import Path
 from .errors import ConfigError
+from .layout import fact_lines, line_width
 from .metrics import metrics
 from .records import COUNTED
 from .runs import NOT_RESULTS, Run, open_run
@@ -42,19 +43,21 @@ def _shown(text): # no terminal codes, no right-to-left marks; lines stay
 # %% ../nbs/74_diffs.ipynb #c10
 class Diff(dict):
     "Two runs: `a`, `b`, `notes`, `differs`, `counts`, `difference` and `items`; `text(n)` shows more of the items."
-    def __repr__(self): return self.text(10)
+    def __repr__(self): return self.text(10, line_width())
 
     def text(
         self,
         n_items: int | None = None, # Items to list; None is all
+        width: int | None = None, # Of a line, characters; None is as long as it takes
     ) -> str: # Lines, for a terminal
         "Everything in words, the first items below."
-        blocks = [f"{k:>10}  {v}" for k, v in self._cells()]
+        blocks = [fact_lines(self._cells(), 10, width)]
         blocks += [f"{k:>20}{x:>10}{y:>10}" for k, x, y in self._table()]
         for i in self["items"][:n_items]:
-            blocks += ["", f"{_name(i)}: {_OUTCOMES[i['outcome']]}", f"  asked  {_short(i['question'], 110)}"]
-            blocks += [f"  gold   {_short(i['gold'], 110)}"]
-            for side in "ab": blocks += [f"  {side.upper()}      {_said(i[side])}", *_lines(i[side].get("text"))]
+            said = {"asked": _short(i["question"], 110), "gold": _short(i["gold"], 110),
+                    **{side.upper(): "\n".join([_said(i[side]), *_lines(i[side].get("text"))]) for side in "ab"}}
+            blocks += ["", f"{_name(i)}: {_OUTCOMES[i['outcome']]}",
+                       fact_lines(((f"  {k:<5}", v) for k, v in said.items()), 7, width)]
         return "\n".join([*blocks, *self._rest(n_items)])
 
     def _repr_html_(self):
@@ -107,7 +110,7 @@ def _said(side):
     value = "none" if side["value"] is None else f"{side['value']:g}"
     return f"{value} ({side['status']})  {_short(side['answer'] or side['detail'] or '', 90)}"
 
-def _lines(text): return [f"         > {line}" for line in _shown(text).split("\n")] if text else []
+def _lines(text): return [f"> {line}" for line in _shown(text).split("\n")] if text else []
 
 def _row(*kinds_and_cells):
     pairs = zip(kinds_and_cells[::2], kinds_and_cells[1::2], strict=True)

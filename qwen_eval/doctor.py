@@ -24,6 +24,7 @@ from .datasets.all import benchmarks
 from .engines.all import default_engine
 from .errors import QwenEvalError
 from .hardware import detect
+from .layout import line_width
 from .sandbox import Sandbox, available
 from .settings import settings
 from .sources import PACKAGINGS, is_offline
@@ -187,6 +188,7 @@ def doctor_text(
 ) -> str: # Lines, without a newline at the end
     "The checks as a table, and below it what to do."
     checks = list(checks)
-    table = text_table([asdict(c) for c in checks], {"what": "what", "state": "state", "found": "found"})
+    table = text_table([asdict(c) for c in checks], {"what": "what", "state": "state", "found": "found"},
+                       width=line_width())
     todo = [f"{c.what}: {c.advice}" for c in checks if c.advice]
     return "\n".join([table, *(["", "For more:", *todo] if todo else [])])

@@ -28,6 +28,7 @@ from .models import model as find_model
 from .records import Estimate, Item
 from .runs import Run, benchmark_label, items_of, open_run
 from .scores import weigh
+from .settings import expand
 from .stats.intervals import estimate
 from .store import read_manifest
 from .weights import describe
@@ -97,15 +98,18 @@ def _length_controlled(frame, lengths, n):
 def export_alpaca(
     run: Run, # A run of AlpacaEval, judged or not
     to: Path | str, # File to write
+    force: bool = False, # Replace a file that is there?
 ) -> Path: # The file
-    "A run's answers as the `alpaca_eval` package reads them: a JSON list of instruction, output, generator, dataset."
+    "The answers for the `alpaca_eval` package; raises `ConfigError` for another benchmark, or a file that is there."
     import json
     _check_alpaca(run)
+    if (to := expand(to)).exists() and not force:
+        raise ConfigError(f"{to} is there already; name another file, or replace it (force=True, --force).")
     said = {k: c for k, c in run.completions().items() if c.finish_reason != "error"}
     items = items_of(run.manifest).items
     rows = [{"dataset": i.stratum, "instruction": i.question, "output": said[i.id, 0].text,
              "generator": run.manifest["model"]["id"]} for i in items if (i.id, 0) in said]
-    return write_atomic(Path(to), json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+    return write_atomic(to, json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
 
 # %% ../nbs/77_judged_runs.ipynb #c20
 def _asked(run, judge, name, items, whose, engine, tok, progress):

@@ -14,7 +14,6 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
-from html import escape
 from pathlib import Path
 from typing import Any
 from .datasets.all import benchmark as find_benchmark
@@ -22,6 +21,7 @@ from .datasets.base import load
 from .datasets.declared import Benchmark
 from .engines.base import split_thinking
 from .errors import ConfigError, IntegrityError, UnknownNameError
+from .layout import Facts
 from .prompts import letter_order
 from .records import STATUSES, Completion, Continuation, Item, to_json
 from .scorers.text import ScoreOptions, score_items
@@ -171,15 +171,8 @@ def unshuffled(item): # an Item
     return replace(item, choices=tuple(item.choices[back[i]] for i in range(len(order))), target=order[item.target])
 
 # %% ../nbs/76_outputs.ipynb #c20
-class Scored(dict):
+class Scored(Facts):
     "Scores of outputs: `items`, `estimate`, `estimates`, `counts`, and what they were made from."
-    def __repr__(self): return "\n".join(f"{k:>13}  {v}" for k, v in self._cells().items())
-
-    def _repr_html_(self):
-        left, cells = "style='text-align:left'", self._cells().items()
-        rows = (f"<tr><th {left}>{escape(k)}</th><td {left}>{escape(str(v))}</td></tr>" for k, v in cells)
-        return f"<table>{''.join(rows)}</table>"
-
     def _cells(self):
         c, marks = self["counts"], {"attention": ", ".join(self["marks"]).upper()} if self["marks"] else {}
         missing = {"missing": f"{c['missing']} of {c['n_items']} items have no output"} if c["missing"] else {}
@@ -218,6 +211,9 @@ def score_outputs(
     frame = score_frame(scores, {c.key: c for c in made}, item_set.items)
     return _result(frame, b, name, v, item_set, ["acc_tok"] if table else [v.metric, *measured(frame)])
 
+_BY_JUDGE = ("answers to this benchmark are judged by a model, and those made elsewhere are only counted here. In a "
+             "notebook they can be replayed: evaluate(model, benchmark, judge=..., engine=ReplayEngine(...))")
+
 def _result(frame, benchmark, name, variant, item_set, metrics):
     found = {m: asdict(weigh(frame, m, max_error_rate=1)) for m in dict.fromkeys(metrics)}
     seen = set(frame.item_id)
@@ -225,6 +221,7 @@ def _result(frame, benchmark, name, variant, item_set, metrics):
     items = [{"id": r.item_id, "epoch": int(r.epoch), "value": float(r.value), "status": r.status, "answer": r.answer,
               "detail": r.detail} for r in frame.itertuples()]
     unjudged = next((i["detail"] for i in items if i["status"] == "not_scored"), "")
+    if variant.judge: unjudged = _BY_JUDGE
     counts = {**found[variant.metric]["counts"], "missing": len(missing), "n_items": len(item_set.items)}
     return Scored(benchmark=benchmark.id, variant=name, metric=variant.metric, items=items, counts=counts,
                   estimate=found[variant.metric], estimates=found, missing=missing, source=item_set.source,

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Annotated
 import typer
 from .console import JsonFlag, RunName, group, say, table
+from .errors import ConfigError
+from .layout import fact_lines, line_width, shortened
 
 # %% ../nbs/89_run_commands.ipynb #c04
 runs = group("Stored runs: list, show, verify, export and import them.")
@@ -32,7 +34,7 @@ def runs_list(as_json: JsonFlag = False):
         alike = {}
         for r in rows: alike.setdefault((r["model"], r["benchmark"], r["preset"]), []).append(r)
         said = {k: v for k, v in odd.items() if any(len({r[k] for r in rs}) > 1 for rs in alike.values())}
-        brief = [{"system": " ".join((r["system"] or "").split())[:24], "template": r["template"][:8],
+        brief = [{"system": shortened(r["system"] or "", 24), "template": r["template"][:8],
                   **{k: f"{r[k]:.3f}" if r["n_items"] else "–" for k in ("value", "low", "high")}} for r in rows]
         return table([r | b for r, b in zip(rows, brief, strict=True)], columns | said)
     say([summary(r) for r in list_runs()], text, as_json)
@@ -83,7 +85,7 @@ def runs_verify(
 @runs.command("export")
 def runs_export(
     run: RunName,
-    to: Annotated[Path, typer.Option(help="File to write, or a folder for RUN.tar.gz.")] = Path("."),
+    to: Annotated[Path | None, typer.Option(help="File or folder; none: archives/ among the reports.")] = None,
     without_texts: Annotated[bool, typer.Option("--without-texts", help="Leave out what was written.")] = False,
     as_json: JsonFlag = False,
 ):
@@ -158,6 +160,7 @@ def runs_pairs(
 def runs_alpaca(
     run: RunName,
     to: Annotated[Path | None, typer.Option(help="Write the answers here, as alpaca_eval reads them.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     as_json: JsonFlag = False,
 ):
     """Show a run of alpaca_eval as its leaderboard would; with --to, write its answers for the official tool.
@@ -168,5 +171,10 @@ def runs_alpaca(
     from qwen_eval.judged_runs import alpaca_figures, export_alpaca
     from qwen_eval.runs import open_run
     found = open_run(run)
-    done = alpaca_figures(found) | ({"outputs": str(export_alpaca(found, to))} if to else {})
-    say(done, lambda d: "\n".join(f"{k:>26}  {v if isinstance(v, str) else f'{v:g}'}" for k, v in d.items()), as_json)
+    written = {"outputs": str(export_alpaca(found, to, force))} if to else {}
+    try: done = alpaca_figures(found) | written
+    except ConfigError as e: # the official tool needs no judge of ours
+        if not written: raise
+        done = written | {"figures": f"none: {e}"}
+    shown = ((k, v if isinstance(v, str) else f"{v:g}") for k, v in done.items())
+    say(done, lambda _: fact_lines(shown, 26, line_width()), as_json)

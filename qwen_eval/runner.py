@@ -18,7 +18,7 @@ from typing import Any
 from .closing import Failure, StudyOutcome, close_study, difference_rows, report_folder, result_rows
 from .engines.process import EngineProcess
 from .errors import ConfigError, IntegrityError, QwenEvalError
-from .evaluation import evaluate
+from .evaluation import borrow, evaluate
 from .fetch import writable
 from .models import models
 from .plans import FAKES
@@ -126,6 +126,7 @@ def shared_engine(
     if all(r.n_done() == r.n_answers and (r.state() == "complete" or not (r.jury and r.jury.shared)) for r in runs):
         yield None
         return
+    say(f"{runs[0].model}, {runs[0].preset}: starting the engine")
     args = {}
     if p.engine.name not in FAKES:
         args = engine_args(p.preset, p.model, p.device, context_tok)
@@ -214,26 +215,31 @@ def _do(p, todo, pages, parallel, stream):
         _announce(p, 0, stream)
         return []
     writable(settings().cache / "logs", "Logs of engines")
+    for r in (r for g in todo for r in g):
+        check_free(r.path, patience_s=5) # the kernel of a killed runner is ending
+        borrow(r.plan)
     needed, failures = contexts(p), []
-    for r in (r for g in todo for r in g): check_free(r.path, patience_s=5) # the kernel of a killed runner is ending
     _announce(p, sum(map(len, todo)), stream)
     counts = [(LineCount(r.path / "completions.jsonl"), r.n_answers) for r in p.runs]
     with Board(sum(n for _, n in counts), lambda: sum(min(c.poll(), n) for c, n in counts), stream,
-               beside=lambda: _judging(p)) as board:
+               beside=_judging([r for g in todo for r in g])) as board:
         for g in todo: failures += _attempts(g, p.study, needed[g[0].model], pages, parallel, board.say)
     return failures
 
 # %% ../nbs/87_runner.ipynb #c27
-def _judging(plan):
-    "What judges have said of runs that are not complete; empty where there is none."
-    said = (f for r in plan.runs if r.state() != "complete" for f in r.path.glob("judgments/*/completions.jsonl"))
-    n = sum(LineCount(f).poll() for f in said)
-    return f"a judge has given {n} verdicts" if n else ""
+def _judging(runs):
+    "A function: what judges have said of these runs so far, empty where there is none; read on from where it was."
+    counts = {}
+    def said():
+        for f in (f for r in runs for f in r.path.glob("judgments/*/completions.jsonl")):
+            counts.setdefault(f, LineCount(f))
+        n = sum(c.poll() for c in counts.values())
+        return f"a judge has given {n} verdicts" if n else ""
+    return said
 
 # %% ../nbs/87_runner.ipynb #c20
 def _attempts(group, study, context_tok, pages, parallel, say, n_restarts=3):
     "Failures of a group; an engine that dies is started again while answers come."
-    say(f"{group[0].model}, {group[0].preset}: starting the engine")
     n = sum(r.n_done() for r in group)
     failures, died = _attempt(group, study, context_tok, pages, parallel, say)
     left = tuple(r for r in group if r.state() != "complete")

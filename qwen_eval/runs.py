@@ -14,6 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 from .errors import ConfigError, IntegrityError, QwenEvalError, UnknownNameError
+from .layout import fact_lines, line_width, shortened
 from .prompts import letter_order
 from .records import COUNTED, STATUSES, Completion, Estimate
 from .scores import measured, read_scores, truncation_bounds, weigh
@@ -190,7 +191,7 @@ class Run(StoredRun):
         "Seconds, tokens and rates of generation."
         return performance(self.manifest)
 
-    def __repr__(self): return "\n".join(f"{k:>13}  {v}" for k, v in describe(self).items())
+    def __repr__(self): return fact_lines(describe(self).items(), width=line_width())
     def _repr_html_(self): return _html(describe(self))
 
 # %% ../nbs/70_runs.ipynb #c14
@@ -257,7 +258,7 @@ def describe(
     protocol = s["protocol"] + (f", {s['max_tok']} tokens" if s["max_tok"] else "")
     cells = {"attention": loud, "benchmark": f"{s['benchmark']} ({how})", "model": s["model"],
              "preset": f"{s['preset']} ({s['engine']}{s['device'] and ', ' + s['device']})", "protocol": protocol,
-             "system": repr(s["system"])[:80] if s["system"] is not None else "", s["metric"]: value,
+             "system": shortened(repr(s["system"]), 80) if s["system"] is not None else "", s["metric"]: value,
              "items": f"{s['n_items']} of {run.manifest['items']['n']}{epochs}", "truncated": cut,
              "no answer": str(s["no_answer"]), "verdicts not read": str(s["unread_verdicts"] or ""),
              "engine errors": str(s["engine_error"] or ""), "speed": speed,

@@ -226,6 +226,7 @@ def contexts(
 def plan_text(
     plan: StudyPlan, # A plan
     bold: bool = False, # Heads in bold, by terminal codes
+    width: int | None = None, # Of a line, characters; None is as long as it takes
 ) -> str: # Lines
     "A plan for people."
     s, rows = plan.study, plan.rows()
@@ -235,7 +236,7 @@ def plan_text(
     seed = "" if s.seed is None else f", seed {s.seed}"
     head = (f"Study {s.id}: {len(rows)} run{'s' * (len(rows) != 1)}, protocol {s.protocol}{s.changed}{seed}. "
             f"To do: {answers} answers by {engines} engine{'s' * (engines != 1)}.")
-    return f"{head}\n{text_table(rows, {c: c.replace('_', ' ') for c in shown}, bold)}"
+    return f"{head}\n{text_table(rows, {c: c.replace('_', ' ') for c in shown}, bold, width)}"
 
 # %% ../nbs/85_studies.ipynb #c18
 def status_rows(

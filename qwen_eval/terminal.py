@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 from .errors import UnknownNameError
+from .layout import shortened, table_lines
 
 # %% ../nbs/83_terminal.ipynb #c04
 CATALOGUES = {
@@ -77,16 +78,14 @@ def text_table(
     rows: Iterable[Mapping[str, Any]], # What to show
     columns: Mapping[str, str], # Key -> head, in order
     bold: bool = False, # Heads in bold, by terminal codes
+    width: int | None = None, # Of a line, characters; None is as long as it takes
 ) -> str: # Lines, without a newline at the end
     "Rows as aligned text; numbers to the right, an unknown value as a dash."
     heads, cells = list(columns.values()), [[_cell(r.get(k)) for k in columns] for r in rows]
     right = [all(_numeric(line[i]) for line in cells) for i in range(len(heads))]
-    wide = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-    def line(texts):
-        aligned = (t.rjust(w) if r else t.ljust(w) for t, w, r in zip(texts, wide, right, strict=True))
-        return "  ".join(aligned).rstrip()
-    head = line(heads)
-    return "\n".join([f"\x1b[1m{head}\x1b[0m" if bold else head, *(line(c) for c in cells)])
+    head, lines = table_lines(heads, cells, right, width)
+    head = [f"\x1b[1m{h}\x1b[0m" if bold else h for h in head]
+    return "\n".join([*head, *(line for row in lines for line in row)]).rstrip("\n")
 
 def _cell(x):
     if x is None or x != x or x == "": return "–"
@@ -156,7 +155,7 @@ def answer_text(
     value = "not judged" if row["value"] is None else f"{row['value']:g}"
     repeat = f" (epoch {row['epoch']})" if row["epoch"] else ""
     lines = [f"{clean(row['item_id'])}{repeat}: {value} ({row['status']})"]
-    lines += [f"  {k:<7} {' '.join(clean(v).split())[:300]}" for k, v in named.items() if v not in (None, "")]
+    lines += [f"  {k:<7} {shortened(clean(v), 300)}" for k, v in named.items() if v not in (None, "")]
     for part in ("thinking", "text"):
         lines += [f"  {'~' if part == 'thinking' else '>'} {x}" for x in clean(row[part] or "").splitlines()]
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from qwen_eval.datasets.base import load
 from qwen_eval.engines.base import FakeEngine
 from qwen_eval.errors import ConfigError, IntegrityError, UnknownNameError
 from qwen_eval.evaluation import evaluate
-from qwen_eval.readings import readings, readings_of
+from qwen_eval.readings import measured, readings, readings_of
 from qwen_eval.records import Completion
 from qwen_eval.scorers.text import score_items
 from qwen_eval.settings import settings
@@ -108,7 +108,7 @@ def test_every_generated_variant_has_two_readings():
     from qwen_eval.datasets.all import benchmarks
     own = [b for b in benchmarks() if b.id in ("humaneval", "mbpp", "gsm8k", "arc_challenge", "mmlu", "math500")]
     scorers = {v.score for b in own for v in b.variants.values() if v.mode == "generate"}
-    assert scorers <= {*readings.names()}
+    assert scorers <= {*readings.names()} and {"ifeval"} == {*measured.names()}
     with pytest.raises(ConfigError, match="continuations"): readings_of(benchmark("hellaswag").variants["cloze"])
 
 
@@ -134,6 +134,23 @@ def test_audit_of_a_run(run):
     assert found["difference"]["value"] == 0.25 and found["n_differ"] == 1 == len(found["items"])
     assert found["items"][0]["strict_answer"] is None and found["items"][0]["flexible_answer"]
     assert "SPECIMEN" in repr(found) and "sheet" not in found
+
+
+def test_instructions_are_read_as_their_authors_read_them(tmp_path):
+    "With a first line that is no part of the letter, an instruction is followed loosely only; the sheet says which."
+    rows = [{"key": n, "prompt": "Say nothing but small letters.", "instruction_id_list": [*kinds],
+             "kwargs": [{}] * len(kinds)} for n, kinds in enumerate((["change_case:english_lowercase"],
+             ["punctuation:no_comma", "change_case:english_lowercase"], ["punctuation:no_comma"]))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    said = {"0": "Sure!\nthis is the whole answer to what was asked.", "1": "a, b, and c are letters.", "2": ""}
+    run = evaluate("qwen3_8b", "ifeval", engine=FakeEngine(lambda r: said[r.item_id]), runs=tmp_path / "runs",
+                   data_file=tmp_path / "rows.jsonl", progress=False)
+    found = audit_run(run, tmp_path / "sheet.csv", n=1)
+    assert {k: e["value"] for k, e in found["estimates"].items()} == {"strict": 0, "flexible": pytest.approx(1 / 3)}
+    assert [(i["id"], i["strict_answer"], i["flexible_answer"]) for i in found["items"]] == [
+        ("0", "0 of 1 followed", "1 of 1 followed")]
+    assert "change_case:english_lowercase" in (tmp_path / "sheet.csv").read_text("utf-8-sig")
+    assert found["estimates"]["flexible"]["value"] == pytest.approx(run.estimate("prompt_loose").value)
 
 
 def test_runs_without_two_readings_are_refused(tmp_path):

@@ -147,6 +147,20 @@ def test_check_finds_gold_answers_that_do_not_count(lab):
 def test_check_knows_ours_and_says_where_it_differs(lab):
     assert told("check", "mmlu", "--allow-specimens")["ok"]
     assert "4 of 4 gold answers score 1" in ask("check", "arc_challenge", "--allow-specimens", "--variant", "cloze")
+    for variant in ("prompted", "native", "native-llama"):
+        gold = told("check", "bfcl", "--allow-specimens", "--variant", variant)["gold"]
+        assert gold["n_gold"] == gold["n_right"] >= gold["n_items"] - 7 and not gold["note"] # of the whole, 7 have none
+    assert "5 of 5 gold answers score 1" in ask("check", "toolllama", "--allow-specimens", "--variant", "native")
+    assert "no answer to compare with" in ask("check", "ifeval", "--allow-specimens")
+    assert "for a judge to say" in ask("check", "mt_bench", "--allow-specimens")
+
+
+def test_all_true_answers_are_marked(lab):
+    [item] = told("show", "truthfulqa", "--items", 1, "--allow-specimens")["items"]
+    lines = ask("show", "truthfulqa", "--items", 1, "--allow-specimens").split("\n")
+    starred = [line.partition(". ")[2] for line in lines if line.startswith("* ")]
+    true = sorted({item["target"], *item["extra"]["mc2_true"]})
+    assert len(starred) > 1 and starred == [item["choices"][n] for n in true]
 
 
 def test_verify(lab, monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from qwen_eval.cli import app
+from qwen_eval.settings import read_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"numpy", "pandas", "pydantic", "torch", "vllm", "transformers", "datasets", "matplotlib", "seaborn", "scipy",
@@ -201,6 +202,7 @@ def test_a_real_interrupt_ends_a_process_with_130(lab):
     p.send_signal(signal.SIGINT)
     said = p.communicate(timeout=20)[1]
     assert p.returncode == 130 and "Interrupted" in said and "Traceback" not in said
+    assert "goes on" not in said # nothing was under way
 
 
 def test_bugs_keep_their_traceback(lab, monkeypatch):
@@ -215,16 +217,35 @@ def test_runs_can_be_compared_checked_and_sent(lab):
     found = json.loads(ask("diff", a, b, "--json").stdout)
     assert found["counts"] and "side by side" not in ask("diff", a, b, "--all", "--items", "1").stdout
     assert [f["status"] for f in json.loads(ask("runs", "verify", "--json").stdout)] == ["ok", "ok"]
+    assert Path(json.loads(ask("runs", "export", a, "--json").stdout)["archive"]).parent == lab / "reports" / "archives"
     sent = json.loads(ask("runs", "export", a, "--to", str(lab), "--json").stdout)
     assert json.loads(ask("runs", "import", sent["archive"], "--json").stdout)["done"] == "there already"
     (lab / "runs" / b / "completions.jsonl").write_text("{\n{}\n")
     assert "BROKEN" in ask("runs", "verify", b, status=1).stdout
 
 
+def keep_weights(lab):
+    "The project's own cache, so that weights are fetched and converted once."
+    cache = read_settings(ROOT / "settings.ini").cache
+    cache.mkdir(parents=True, exist_ok=True)
+    (lab / "cache").symlink_to(cache)
+
+
 def test_a_prompt_is_shown_as_the_engine_gets_it(lab):
+    keep_weights(lab)
     shown = json.loads(ask("prompt", "smollm2_135m", "gsm8k", "--item", "1", "--allow-specimens", "--json").stdout)
     assert shown["ids"] and shown["text"] and shown["position"] == 1
     assert "--- token ids" in ask("prompt", "smollm2_135m", "gsm8k", "--allow-specimens").stdout
+
+
+def test_a_prompt_needs_no_torch(lab):
+    keep_weights(lab)
+    asked = ("prompt", "smollm2_135m", "gsm8k", "--allow-specimens")
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", MAIN, *asked], capture_output=True, text=True,
+                          env=environment())
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert done.stdout == ask(*asked).stdout and "transformers" in loaded and "torch" not in loaded, done.stderr[-500:]
+    assert "PyTorch" not in done.stderr
 
 
 def test_the_doctor_says_what_is_there(lab):

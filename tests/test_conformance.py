@@ -282,7 +282,13 @@ def test_command(tmp_path):
     lost = json.loads(CliRunner().invoke(app, [*ask, "--only", "math_equivalence", "--json"]).stdout)[0]
     assert (lost["ours"], lost["n"], lost["n_differ"]) == (None, None, None) and lost["note"].startswith("not run")
     assert json.loads(CliRunner().invoke(app, [*ask, "--only", "mmlu_pro", "--json"]).stdout) == []
-    assert "Nothing that is known" in CliRunner().invoke(app, [*ask, "--only", "mmlu_pro"]).stdout
+    assert "Nothing found to check in" in CliRunner().invoke(app, [*ask, "--only", "mmlu_pro"]).stdout
+    (tmp_path / "empty").mkdir()
+    for strict in ([*ask, "--only", "mmlu_pro"], ["conformance", "--published", str(tmp_path / "empty")]):
+        for as_json in ([], ["--json"]): # a folder that holds nothing passes no strict check
+            none = CliRunner().invoke(app, [*strict, "--strict", *as_json])
+            assert none.exit_code == 2 and "Nothing found to check in" in none.stderr and not none.stdout
+        assert CliRunner().invoke(app, strict).exit_code == 0
     wrong = CliRunner().invoke(app, [*ask, "--only", "mmlu"])
     assert wrong.exit_code == 2 and "'mmlu_pro'" in wrong.stderr
     nowhere = CliRunner().invoke(app, ["conformance", "--published", str(tmp_path / "x")])

@@ -40,7 +40,7 @@ from qwen_eval.judges.mt_bench import grading, judge_prompts, rating, verdict
 from qwen_eval.models import Model
 from qwen_eval.plans import plan_run, survey
 from qwen_eval.records import Completion
-from qwen_eval.runner import parameters, run_study
+from qwen_eval.runner import _judging, parameters, run_study
 from qwen_eval.runs import benchmark_label, list_runs, open_run, summary
 from qwen_eval.settings import settings
 from qwen_eval.store import read_completions, read_manifest, update_manifest
@@ -369,6 +369,8 @@ def test_answers_in_the_official_format(how, tmp_path):
     rows = json.loads(export_alpaca(run, tmp_path / "o.json").read_text(encoding="utf-8"))
     assert [r["instruction"] for r in rows] == [i.question for i in load(alpaca_eval, "specimen").items]
     assert {(r["output"], r["generator"]) for r in rows} == {("Äpfel", "toy")}
+    with pytest.raises(ConfigError, match=r"o.json is there already.*--force"): export_alpaca(run, tmp_path / "o.json")
+    assert export_alpaca(run, tmp_path / "o.json", force=True).stat().st_size
 
 
 def test_pairs_in_both_orders_measure_the_position(how):
@@ -490,7 +492,46 @@ def test_answers_are_borrowed_with_one_note(how, monkeypatch):
     assert sum("answers_from" in n for n in notes) == 1
 
 
+@pytest.mark.parametrize("first, then", [(TOY, "none"), ("none", TOY), (TOY, OTHER)])
+def test_answers_serve_whoever_judges_them_and_nobody_asks_again(how, first, then):
+    told = {"judge_engine": FakeEngine(talk)}
+    before = evaluate(TOY, "mt_bench", engine=FakeEngine(talk), judge=first, **told, **how)
+    def never(r): pytest.fail(f"asked again: {r.item_id}")
+    run = evaluate(TOY, "mt_bench", engine=FakeEngine(never), judge=then, **told, **how)
+    assert run.completions() == before.completions() and run.manifest["answers_from"] == before.id != run.id
+    assert run.complete is (then != "none") or run.counts["not_scored"] == 8
+    assert run.manifest["stages"]["generate"]["n_done"] == 8 and not run.manifest["sessions"]
+
+
 # Studies
+
+@pytest.mark.parametrize("first, then", [("qwen3_8b", "qwen3_14b"), ("qwen3_8b", "none"), ("none", "qwen3_8b")])
+def test_another_judge_starts_no_engine_for_the_answers(tmp_path, monkeypatch, first, then):
+    (tmp_path / "settings.ini").write_text(
+        f"[paths]\nruns = runs\ncache = cache\nreports = reports\nspecimens = {ROOT / 'data/specimens'}\n")
+    monkeypatch.setenv("QWEN_EVAL_SETTINGS", str(tmp_path / "settings.ini"))
+    monkeypatch.delenv("QWEN_EVAL_DATA", raising=False)
+    study = Study(id="small", models=("smollm2_135m",), benchmarks=("alpaca_eval",), limit=3, answer_tok=16,
+                  engine="fake", allow_specimens=True, judge=first)
+    before, said = run_study(study, notebooks=False, stream=io.StringIO()), io.StringIO()
+    monkeypatch.setattr("qwen_eval.runner.EngineProcess", lambda *a, **k: pytest.fail("the engine was started"))
+    done = run_study(replace(study, judge=then), notebooks=False, stream=said)
+    assert not done.failures and done.rows[0]["complete"] and done.rows[0]["run_id"] != before.rows[0]["run_id"]
+    assert "1 to do, 3 of 3 answers are stored" in said.getvalue() and "starting the engine" not in said.getvalue()
+
+
+def test_verdicts_are_counted_on_from_where_they_were(tmp_path, monkeypatch):
+    class Planned:
+        path = tmp_path
+    file = tmp_path / "judgments" / "one" / "completions.jsonl"
+    file.parent.mkdir(parents=True)
+    said = _judging([Planned()])
+    assert said() == ""
+    file.write_text("1\n2\n")
+    assert said() == "a judge has given 2 verdicts"
+    file.write_text("x" * 3 + "\n3\n") # as long as before: what was read is not read again
+    assert said() == "a judge has given 3 verdicts"
+
 
 def test_a_judge_s_folder_is_found_from_elsewhere(tmp_path, monkeypatch):
     (tmp_path / "own").mkdir()
@@ -695,3 +736,11 @@ def test_the_leaderboards_view_is_of_its_own_runs_only(tmp_path):
     turns = evaluate("smollm2_135m", "mt_bench", judge="none", **how)
     with pytest.raises(ConfigError, match="with itself"):
         judge_pairs(turns, turns, "smollm2_135m", FakeEngine("constant"))
+
+
+def test_scores_of_answers_made_elsewhere_advise_what_there_is(tmp_path):
+    "No option of `score` has answers judged, so none is named."
+    from qwen_eval.outputs import score_outputs
+    (tmp_path / "o.jsonl").write_text('{"id": "9001", "completion": "Yes."}\n')
+    found = score_outputs(tmp_path / "o.jsonl", "mt_bench", source="specimen")
+    assert found["counts"]["not_scored"] == 1 and "rescore" not in repr(found) and "ReplayEngine" in repr(found)

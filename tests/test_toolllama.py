@@ -1,5 +1,6 @@
 # ruff: noqa: E501 (an answer and what is read from it are one line of the table)
 "API selection: the reference is right, chance is chance, naming everything is no skill, and n says what is counted."
+import io
 import json
 import math
 import os
@@ -9,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from qwen_eval.closing import outcome_text
 from qwen_eval.datasets.base import load, make_items
 from qwen_eval.datasets.toolllama import api_names, name_key, toolllama
 from qwen_eval.diffs import diff_runs
@@ -18,9 +20,11 @@ from qwen_eval.evaluation import evaluate
 from qwen_eval.models import Model
 from qwen_eval.prompts import as_messages, as_text, prompts
 from qwen_eval.records import Completion
+from qwen_eval.runner import run_study
 from qwen_eval.scorers.text import score_items
 from qwen_eval.scorers.toolllama import called_names, listed_names, select_all_baseline
 from qwen_eval.scores import score_frame, truncation_bounds, weigh
+from qwen_eval.studies import Study
 from qwen_eval.toolllama_prompts import shown_apis
 
 A, B, C = "tide_for_sea", "sun_for_sea", "moon_for_sea"
@@ -148,6 +152,15 @@ def test_a_run_shows_what_counts_and_keeps_engine_errors_apart(tmp_path):
                  else gold(by_id[r.item_id]))
     e = broken.estimate(max_error_rate=1)
     assert (e.value, e.n_items, e.counts["engine_error"]) == (1, 3, 1)
+
+
+def test_queries_without_distractors_are_counted_below_the_table(tmp_path, monkeypatch):
+    monkeypatch.delenv("QWEN_EVAL_DATA", raising=False)
+    study = Study(id="t", models=("smollm2_135m",), benchmarks=("toolllama", "gsm8k"), engine="fake", answer_tok=16,
+                  allow_specimens=True)
+    said = outcome_text(run_study(study, tmp_path, notebooks=False, stream=io.StringIO()))
+    assert ("toolllama, smollm2_135m, balanced (1 of 5): items left out of exact_set, which is the mean over the queries "
+            "that have distractors.") in said and said.count("left out") == 1
 
 
 def test_ratio_metrics_count_calls():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from .base import Check, attempt, compare, families, not_run
 from ..errors import IntegrityError
-from ..extract_calls import are_calls, java_calls, javascript_calls, python_calls
+from ..extract_calls import are_calls, java_calls, javascript_calls, python_calls, without_warnings
 from ..scorers.bfcl import Rules, wrong_calls
 from ..sources import unpack
 
@@ -48,7 +48,7 @@ def _read_text(text, model, language):
     return python_calls(text)
 
 def _parsed(text):
-    try: return ast.parse(text.strip(), mode="eval")
+    try: return without_warnings(ast.parse, text.strip(), mode="eval")
     except (SyntaxError, RecursionError, MemoryError) as e: raise ValueError(str(e)) from None
 
 # %% ../../nbs/75_conformance.bfcl.ipynb #c08
