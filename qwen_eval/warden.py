@@ -318,6 +318,8 @@ def _enter(config):
         kernel_call("prctl", 36, 1, 0, 0, 0) # PR_SET_CHILD_SUBREAPER: orphans come here
         if not user: box |= {"user": spare_id(), "search": _has_search()}
     sys.path += config["path"]
+    for name in config.get("preload", ()):
+        with contextlib.suppress(ImportError): __import__(name) # a program that needs it says what is missing
     return box
 
 def _has_search():
