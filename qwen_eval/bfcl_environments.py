@@ -40,7 +40,7 @@ def _try_once(sandbox, kind): # a package that is installed elsewhere may not be
                            f"{o.stderr[-200:].strip()}). Install bfcl-eval into this environment's site-packages.")
 
 @lru_cache(maxsize=1)
-def _kept(): return environment_sandbox()
+def _kept(): return environment_sandbox(n_workers=None) # a launcher for each thread that asks at the same time
 
 # %% ../nbs/53_bfcl_environments.ipynb #c08
 _STEPS = """

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['step_readers', 'hermes_steps', 'calls_as_text', 'Trajectory', 'trajectory', 'told_as_tool_calls', 'told_as_tools',
-           'told_as_user', 'next_of']
+           'told_as_user', 'next_of', 'right_answers']
 
 # %% ../nbs/54_bfcl_tools.ipynb #c02
+import ast
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from .bfcl_environments import call_results, environment_sandbox
 from .bfcl_prompts import bfcl_texts
-from .bfcl_turns import added_turn
+from .bfcl_turns import added_turn, function_docs
 from .conversations import Next, follow_ups
 from .extract import strip_thinking
 from .extract_calls import LONGEST, llama_calls, prompted_calls
@@ -44,8 +45,7 @@ def _opened(call):
     except (TypeError, KeyError, AttributeError, ValueError, RecursionError):
         raise ValueError(f"a call should have a name and arguments, but is {str(call)[:60]}") from None
 
-step_readers.add("llama-calls", llama_calls)
-step_readers.add("prompted-calls", prompted_calls)
+for _name, _read in (("llama-calls", llama_calls), ("prompted-calls", prompted_calls)): step_readers.add(_name, _read)
 
 # %% ../nbs/54_bfcl_tools.ipynb #c06
 def calls_as_text(
@@ -159,3 +159,24 @@ for _name, _reader, _told, _native in (
     ("bfcl-prompted", "prompted-calls", told_as_user, False),
     ("bfcl-prompted-tools", "prompted-calls", told_as_tools, False),
 ): follow_ups.add(_name, next_of(_reader, _told, _native))
+
+# %% ../nbs/54_bfcl_tools.ipynb #c18
+def right_answers(
+    item: Item, # A conversation
+    reader: str, # Name of the reader that shall find the calls
+) -> list[str]: # Answers, in order
+    "A conversation that makes the authors' own calls."
+    names = {f["name"]: [*f["parameters"]["properties"]] for c in item.extra["classes"] for f in function_docs(c)}
+    turns = [[_given(text, names) for text in calls] for calls in item.target]
+    return [text for calls in turns for text in ([_spelt(calls, reader)] if calls else []) + ["Done."]]
+
+def _given(text, names):
+    node = ast.parse(text, mode="eval").body
+    named = [*zip(names[node.func.id], node.args, strict=False), *((k.arg, k.value) for k in node.keywords)]
+    return node.func.id, {k: ast.literal_eval(v) for k, v in named}
+
+def _spelt(calls, reader):
+    if reader == "prompted-calls": return f"[{', '.join(_written(name, given, repr) for name, given in calls)}]"
+    if reader == "llama-calls": return repr([{"name": name, "parameters": given} for name, given in calls])
+    made = (json.dumps({"name": name, "arguments": given}) for name, given in calls)
+    return "\n".join(f"<tool_call>\n{text}\n</tool_call>" for text in made)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['gold_answers', 'chance_answers', 'AT_MOST', 'gold_number', 'gold_expression', 'gold_program', 'gold_text',
-           'gold_line', 'gold_apis', 'gold_option', 'gold_truth', 'chance_option', 'chance_truth', 'GoldCheck',
-           'gold_check']
+           'gold_line', 'gold_calls', 'gold_apis', 'gold_option', 'gold_truth', 'chance_option', 'chance_truth',
+           'GoldCheck', 'gold_check']
 
 # %% ../nbs/76_goldcheck.ipynb #c02
 import json
@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 import numpy as np
+from .bfcl_tools import right_answers
 from .datasets.declared import Benchmark
 from .prompts import LETTERS, letter_order
 from .records import Completion, Continuation, Item, Score
@@ -58,6 +59,12 @@ for _name in ("oracle", "oracle-0.2"): gold_answers.add(_name, gold_program)
 def gold_line(item, variant): # Item and Variant -> Completion or None
     "The number behind the marks of GSM8K."
     return None if item.target is None else _said(item, f"#### {item.target}")
+
+@gold_answers.register("bfcl-turns")
+def gold_calls(item, variant): # Item and Variant -> Completion
+    "A conversation that makes the authors' own calls."
+    *before, last = right_answers(item, variant.extract)
+    return replace(_said(item, last), turns=tuple(before))
 
 @gold_answers.register("api-set")
 def gold_apis(item, variant): # Item and Variant -> Completion or None
@@ -133,7 +140,8 @@ class GoldCheck:
 
 # %% ../nbs/76_goldcheck.ipynb #c11
 AT_MOST = 0.02 # Share of wrong answers that may be right by coincidence; more, where more gold answers are the same
-_STRICT = ("numeric", "math", "python-tests", "exact-text", "oracle", "oracle-0.2", "lm-eval-match")
+_STRICT = ("numeric", "math", "python-tests", "exact-text", "oracle", "oracle-0.2", "lm-eval-match",
+           "bfcl-turns")
 
 def gold_check(
     benchmark: Benchmark, # What is checked
@@ -177,6 +185,6 @@ def _wrong(made, v, options, rng):
 
 def _most(made):
     "Largest share of wrong answers that may be right: two items often have the same answer, 7 or yes."
-    n, same = len(made), Counter(c.text for _, c in made)
+    n, same = len(made), Counter((*c.turns, c.text) for _, c in made)
     p = sum(k * (k - 1) for k in same.values()) / (n * (n - 1))
     return max(AT_MOST, p + 3 * math.sqrt(p / n))

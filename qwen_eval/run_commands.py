@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['runs', 'JudgeModel', 'runs_list', 'runs_show', 'runs_verify', 'runs_export', 'runs_import', 'runs_grade',
-           'runs_pairs', 'runs_alpaca']
+           'runs_pairs', 'runs_alpaca', 'runs_bfcl']
 
 # %% ../nbs/89_run_commands.ipynb #c02
 from pathlib import Path
@@ -170,3 +170,20 @@ def runs_alpaca(
     found = open_run(run)
     done = alpaca_figures(found) | ({"outputs": str(export_alpaca(found, to))} if to else {})
     say(done, lambda d: "\n".join(f"{k:>26}  {v if isinstance(v, str) else f'{v:g}'}" for k, v in d.items()), as_json)
+
+# %% ../nbs/89_run_commands.ipynb #c14
+@runs.command("bfcl")
+def runs_bfcl(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="A run of bfcl, one of bfcl_multi_turn, or both.")],
+    as_json: JsonFlag = False,
+):
+    """Show the parts of the function-calling leaderboard's score that runs have measured, and what is missing.
+
+    \b
+    qwen-eval runs bfcl 1a2b3c4d 5e6f7a8b
+    """
+    from dataclasses import asdict
+    from qwen_eval.bfcl_overall import bfcl_score
+    from qwen_eval.runs import open_run
+    done = bfcl_score([open_run(n) for n in names])
+    say(asdict(done) if as_json else done, str, as_json)
