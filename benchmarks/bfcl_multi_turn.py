@@ -5,16 +5,17 @@
         tenacity filelock tqdm python-dotenv setuptools numpy==1.26.4 pandas mpmath openai overrides requests
     python benchmarks/bfcl_multi_turn.py --python /path/to/bfcl/bin/python --out results.json
 
-QWEN_EVAL_DATA names the folder with bfcl_v4.jsonl.gz; without it the rows come from PyPI. A script of answers takes the
-place of the model: the authors' own calls of all 800 items (native and prompted; every fifth in the other two forms), and scripts made from them by changes of calls,
-names, values, order, steps and turns. The package's `inference_multi_turn_prompting` plays each with its own handlers
-and judges it with `eval_runner`, in a process of the other interpreter; ours plays it with `next_request` and the
-scorer, in the sandbox, from the same package in this environment. Compared are every message that is said to the model
-(of tool calls the results, since the leaderboard's local handlers write templates of their own), the tools, and the
-verdicts.
+QWEN_EVAL_DATA names the folder with bfcl_v4.jsonl.gz; without it the rows come from PyPI. A script of answers takes
+the place of the model: the authors' own calls of all 800 items (native and prompted; every fifth in the other two
+forms), and scripts made from them by changes of calls, names, values, order, steps and turns. The package's
+`inference_multi_turn_prompting` plays each with its own handlers and judges it with `eval_runner`, in a process of
+the other interpreter; ours plays it with `next_request` and the scorer, in the sandbox, from the same package in this
+environment. Compared are every message that is said to the model (of tool calls the results, since the leaderboard's
+local handlers write templates of their own), the tools, and the verdicts.
 """
 import argparse
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -39,7 +40,7 @@ FORMS = {"native": "hermes-calls", "native-llama": "llama-calls", "prompted": "p
 def official(cases, verdicts):
     "Play and judge the cases of a file (JSON lines) with the installed package, and write what it said."
     os.environ["BFCL_PROJECT_ROOT"] = tempfile.mkdtemp()
-    try: import bfcl_eval.constants.model_config # noqa: F401
+    try: importlib.import_module("bfcl_eval.constants.model_config")
     except ImportError as e: table = _one_flag(str(e))
     else: table = "the package's own"
     from bfcl_eval.constants.enums import ModelStyle
@@ -106,8 +107,10 @@ def _play(case, row, gold, n):
 # Scripts
 
 SAID = ("Done.", "", "[]", "I need more to do that.", "None", "So far, so good: that is it.")
-NAMES = ("print", "cd_", "GorillaFileSystem.cd", "len", "exit", "self.cd", "json.dumps", "ls.pwd", "Add", "undefined", "rm", "copy")
-VALUES = (None, True, 0, -1, 2.5, "", "x", [], [1, "a"], {"a": 1}, "cd(tea)", "é😀", "'", '"', "\\", "a\nb", 10 ** 20, "ls()")
+NAMES = ("print", "cd_", "GorillaFileSystem.cd", "len", "exit", "self.cd", "json.dumps", "ls.pwd", "Add", "undefined",
+         "rm", "copy")
+VALUES = (None, True, 0, -1, 2.5, "", "x", [], [1, "a"], {"a": 1}, "cd(tea)", "é😀", "'", '"', "\\", "a\nb",
+          10 ** 20, "ls()")
 
 
 def mutated(rng, turns, names):
@@ -137,12 +140,14 @@ def mutated(rng, turns, names):
 
 def changed(rng, value):
     if isinstance(value, bool): return rng.choice((not value, int(value), str(value)))
-    if isinstance(value, (int, float)): return rng.choice((value + 1, -value, float(value), str(value), [value], int(value)))
+    if isinstance(value, (int, float)):
+        return rng.choice((value + 1, -value, float(value), str(value), [value], int(value)))
     if isinstance(value, list) and value:
-        return rng.choice((value[::-1], value[1:], [*value, value[0]], [changed(rng, value[0]), *value[1:]], str(value)))
+        return rng.choice((value[::-1], value[1:], [*value, value[0]], [changed(rng, value[0]), *value[1:]],
+                           str(value)))
     if isinstance(value, str):
-        return rng.choice((value.upper(), f"{value} ", value + rng.choice(ODD), value[:-1], f"./{value}", [value], value.title(),
-                           value + " cd(x)"))
+        return rng.choice((value.upper(), f"{value} ", value + rng.choice(ODD), value[:-1], f"./{value}", [value],
+                           value.title(), value + " cd(x)"))
     return rng.choice(VALUES)
 
 
@@ -163,8 +168,8 @@ def script(rng, turns, spell):
 
 def disturbed(rng, text):
     at = rng.randint(0, len(text))
-    return rng.choice((text[:at], f"Here: {text}", f"```python\n{text}\n```", f"`{text}`", text.replace("'", '"'), f"{text}\n",
-                       text[:at] + rng.choice(ODD) + text[at:], text * 2, text.replace("\n", "")))
+    return rng.choice((text[:at], f"Here: {text}", f"```python\n{text}\n```", f"`{text}`", text.replace("'", '"'),
+                       f"{text}\n", text[:at] + rng.choice(ODD) + text[at:], text * 2, text.replace("\n", "")))
 
 
 def right_scripts(items):
@@ -262,7 +267,8 @@ def compare(options):
     for form in FORMS: # a case is an epoch of its item
         pairs = [(c[0], _epoch(p[2], n)) for n, (c, p) in enumerate(zip(cases, played, strict=True)) if c[1] == form]
         scores |= {s.epoch: s for s in batch_scorers.get("bfcl-turns")(pairs, b.variants[form], ScoreOptions())}
-    score_s, theirs, differences, right, gold = time.perf_counter() - begin, judge(cases, options.python), [], Counter(), []
+    score_s, theirs = time.perf_counter() - begin, judge(cases, options.python)
+    differences, right, gold = [], Counter(), []
     for n, ((item, form, texts), (heard, _, talk), t) in enumerate(zip(cases, played, theirs["found"], strict=True)):
         right[f"{item.stratum} {form}", bool(t["valid"])] += 1
         same = {"verdict": bool(scores[n].value) == bool(t["valid"]) and scores[n].status != "not_scored",
@@ -282,7 +288,8 @@ def compare(options):
             "stopped": sum(t["valid"] is None for t in theirs["found"]),
             "right": sum(bool(t["valid"]) for t in theirs["found"]), "tools_differ": tools,
             "steps": sum(len(p[2].turns) + 1 for p in played), "loop_s": round(loop_s, 1), "score_s": round(score_s, 1),
-            "cases_and_right": {k: [right[k, True] + right[k, False], right[k, True]] for k in sorted({k for k, _ in right})},
+            "cases_and_right": {k: [right[k, True] + right[k, False], right[k, True]]
+                                for k in sorted({k for k, _ in right})},
             "models": theirs["table"], "environment": environment()}
 
 

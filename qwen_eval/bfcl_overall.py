@@ -49,8 +49,8 @@ def bfcl_score(
     for run in runs: means |= {s: (x, run.id) for s, x in _by_category(run.scores).items()}
     for part in BFCL_PARTS:
         name = f"bfcl-{part}"
-        wanted = stratum_weights.get(name)({s: len(x) for s, (x, _) in means.items()}) if name in stratum_weights else {}
-        if not wanted: continue
+        sizes = {s: len(x) for s, (x, _) in means.items()}
+        if name not in stratum_weights or not (wanted := stratum_weights.get(name)(sizes)): continue
         value, low, high = stratified([means[s][0] for s in wanted], list(wanted.values()))
         parts[part] = {"weight": BFCL_PARTS[part], "value": value, "low": low, "high": high,
                        "n_items": sum(len(means[s][0]) for s in wanted), "run": means[next(iter(wanted))][1]}

@@ -31,9 +31,9 @@ def check_bfcl_package() -> str: # The version
              if not found[dist] or v not in ("", found[dist])]
     if not wrong: return known["version"]
     raise ConfigError(f"bfcl_multi_turn runs the leaderboard's own environments, which are not usable here "
-                      f"({', '.join(wrong)}). Install them into this environment, without what else they ask for: "
-                      f"pip install --no-deps {known['dist']}=={known['version']} mpmath==1.3.0. The benchmark bfcl, of "
-                      "one turn, needs none of it.")
+                      f"({', '.join(wrong)}). Install them into this environment, without what else they want: "
+                      f"pip install --no-deps {known['dist']}=={known['version']} mpmath==1.3.0. The benchmark bfcl, "
+                      "of one turn, needs none of it.")
 
 def _version(dist):
     try: return metadata.version(dist)

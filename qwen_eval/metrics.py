@@ -39,7 +39,8 @@ def equal_weights(
 _BFCL = {"bfcl-non-live": {**dict.fromkeys(("simple_python", "simple_java", "simple_javascript"), 1 / 12),
                            **dict.fromkeys(("multiple", "parallel", "parallel_multiple"), 1 / 4)},
          "bfcl-irrelevance": {"irrelevance": 1 / 2, "live_irrelevance": 1 / 2},
-         "bfcl-multi-turn": {f"multi_turn_{c}": 1 / 4 for c in ("base", "miss_func", "miss_param", "long_context")}}
+         "bfcl-multi-turn": dict.fromkeys(map("multi_turn_{}".format, ("base", "miss_func", "miss_param",
+                                                                       "long_context")), 1 / 4)}
 _LIVE = ("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple")
 
 def bfcl_weights(

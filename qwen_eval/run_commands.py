@@ -174,7 +174,7 @@ def runs_alpaca(
 # %% ../nbs/89_run_commands.ipynb #c14
 @runs.command("bfcl")
 def runs_bfcl(
-    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="A run of bfcl, one of bfcl_multi_turn, or both.")],
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="A run of bfcl, one of bfcl_multi_turn.")],
     as_json: JsonFlag = False,
 ):
     """Show the parts of the function-calling leaderboard's score that runs have measured, and what is missing.

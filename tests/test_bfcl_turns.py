@@ -35,7 +35,8 @@ from qwen_eval.scores import measured, weigh
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = benchmark("bfcl_multi_turn")
 TOY = Model(id="toy", context_tok=1 << 17)
-FORMS = {"native": "hermes-calls", "native-llama": "llama-calls", "prompted": "prompted-calls", "prompted-tools": "prompted-calls"}
+FORMS = {"native": "hermes-calls", "native-llama": "llama-calls", "prompted": "prompted-calls",
+         "prompted-tools": "prompted-calls"}
 
 
 def _lacking():
@@ -77,6 +78,15 @@ def script():
 def scored(item, texts, form="prompted", **more):
     c = Completion(item_id=item.id, turns=tuple(texts[:-1]), text=texts[-1], **more)
     return next(iter(batch_scorers.get("bfcl-turns")([(item, c)], BENCH.variants[form], ScoreOptions(n_workers=1))))
+
+
+def scored_all(talks):
+    "Scores of (item, form, conversation), in order; a case is an epoch of its item."
+    found = {}
+    for form in FORMS:
+        pairs = [(i, replace(c, epoch=n)) for n, (i, f, c) in enumerate(talks) if f == form]
+        found |= {s.epoch: s for s in batch_scorers.get("bfcl-turns")(pairs, BENCH.variants[form], ScoreOptions())}
+    return [found[n] for n in range(len(talks))]
 
 
 def played(item, form, texts):
@@ -144,7 +154,7 @@ def test_without_a_sandbox_nothing_begins(how, monkeypatch):
 @pytest.mark.parametrize("reader, text, calls", [
     ("hermes-calls", '<tool_call>\n{"name": "a", "arguments": {"x": [1, null]}}\n</tool_call>', ("a(x=[1, None])",)),
     ("hermes-calls", '<tool_call>\n{"name": "a", "arguments": "{\\"x\\": true}"}\n</tool_call>', ("a(x=True)",)),
-    ("hermes-calls", '<tool_call>\n<tool_call>\n{"name": "a", "arguments": {}}\n</tool_call>', ()), # not JSON up to its end
+    ("hermes-calls", '<tool_call>\n<tool_call>\n{"name": "a", "arguments": {}}\n</tool_call>', ()), # not JSON
     ("hermes-calls", '<tool_call>\n{"name": "a", "arguments": {}}', ()),
     ("hermes-calls", '<tool_call>\n{"name": "a", "arguments": []}\n</tool_call>', ()),
     ("hermes-calls", '<tool_call>\n[]\n</tool_call>', ()),
@@ -178,19 +188,18 @@ def test_a_turn_ends_after_the_step_that_is_too_many(talks):
 @needs_package
 @pytest.mark.parametrize("form", FORMS)
 def test_right_answers_of_specimens_score_one(talks, form):
-    for item in talks.values():
-        requests, talk = played(item, form, right_answers(item, FORMS[form]))
-        assert scored(item, (*talk.turns, talk.text), form).value == 1, item.id
-        assert requests[-1].messages[:1] == requests[0].messages[:1]
+    held = {k: played(i, form, right_answers(i, FORMS[form])) for k, i in talks.items()}
+    scores = scored_all([(talks[k], form, talk) for k, (_, talk) in held.items()])
+    assert {s.item_id: s.value for s in scores} == dict.fromkeys(talks, 1)
+    for requests, talk in held.values():
+        assert len(requests) == len(talk.turns) + 1 and requests[-1].messages[:1] == requests[0].messages[:1]
 
 
 @needs_package
 def test_right_answers_of_real_items_score_one(real):
-    for n, item in enumerate(real[::20]):
-        form = [*FORMS][n % len(FORMS)]
-        _, talk = played(item, form, right_answers(item, FORMS[form]))
-        s = scored(item, (*talk.turns, talk.text), form)
-        assert s.value == 1, (item.id, form, s.detail)
+    forms = [(i, [*FORMS][n % len(FORMS)]) for n, i in enumerate(real[::20])]
+    scores = scored_all([(i, f, played(i, f, right_answers(i, FORMS[f]))[1]) for i, f in forms])
+    assert len(scores) == 40 and not [(s.item_id, s.detail) for s in scores if s.value != 1]
 
 
 @needs_package
@@ -214,7 +223,8 @@ def test_results_are_in_the_next_prompt_of_real_templates(talks, qwen):
         answers = [Completion(item_id=item.id, text=said[0], thinking="First a folder.")]
         second = next_request(item, first, answers, v, m, qwen[name], protocol("greedy"))
         assert second.prompt.startswith(first.prompt.rpartition("<|im_start|>assistant")[0])
-        assert second.prompt.count("<tool_response>") == 2 and '"mkdir", "arguments": {"dir_name": "tea"}' in second.prompt
+        assert second.prompt.count("<tool_response>") == 2
+        assert '"mkdir", "arguments": {"dir_name": "tea"}' in second.prompt
         assert ("First a folder." in second.prompt) == (name == "qwen3") # within a turn, what was thought is kept
 
 
@@ -228,14 +238,16 @@ def test_a_run_from_prompts_to_the_average(how, talks):
     assert dict(zip(frame.item_id, frame.value, strict=True)) == {k: float(k != bad) for k in talks}
     assert dict(zip(frame.item_id, frame.status, strict=True))[bad] == "no_answer"
     assert "bfcl_multi_turn" in measured(frame) and "bfcl[single-turn]" not in measured(frame)
-    assert weigh(frame, "bfcl_multi_turn").value == pytest.approx((2 / 3 + 3) / 4) and weigh(frame, "acc").value == pytest.approx(5 / 6)
+    assert weigh(frame, "bfcl_multi_turn").value == pytest.approx((2 / 3 + 3) / 4)
+    assert weigh(frame, "acc").value == pytest.approx(5 / 6)
     part = frame[frame.stratum != "multi_turn_base"]
     assert "bfcl_multi_turn" not in measured(part) # no average with a category missing
 
 
 def test_a_conversation_may_fill_the_context(how):
     if _lacking(): pytest.skip(_lacking())
-    plan = plan_run(replace(TOY, context_tok=90_000), "bfcl_multi_turn", engine="fake", source="specimen", runs=how["runs"])
+    wide = replace(TOY, context_tok=90_000)
+    plan = plan_run(wide, "bfcl_multi_turn", engine="fake", source="specimen", runs=how["runs"])
     assert survey(plan)[0] == 90_000
 
 
@@ -281,8 +293,9 @@ def test_a_verdict_cannot_be_made(talks):
             turns = [[[*calls, "ls()"]], [["ls()"]]]
             return read_verdict(tea, box.run(verdict_program(tea, turns), BFCL_LIMITS))
         assert not read_verdict(tea, box.run(verdict_program(tea, right), BFCL_LIMITS))
-        for cheat in ("globals().update(_compare_instances=lambda *a: (True, {}))", "setattr(__import__('sys'), 'stdout', None)",
-                      "__import__('os')._exit(0)", "class_instance._load_scenario(scenario={})", "print('[true, 0, 0]')",
+        for cheat in ("globals().update(_compare_instances=lambda *a: (True, {}))",
+                      "setattr(__import__('sys'), 'stdout', None)", "__import__('os')._exit(0)",
+                      "class_instance._load_scenario(scenario={})", "print('[true, 0, 0]')",
                       "execution_results.clear()", "(lambda: exec('import sys; sys.__stdout__.write(\"[true]\")'))()",
                       "model_multi_turn_base_0_GorillaFileSystem_instance.mkdir(dir_name='tea')"):
             assert verdict(cheat).startswith(("instance_state", "execution_response")), cheat
@@ -296,8 +309,8 @@ def test_verdicts_of_the_official_runner(real):
     made = [*script().cases_of(real, frozen["n"], frozen["seed"])][-frozen["n"]:]
     digest = hashlib.sha256(json.dumps([(i.id, form, texts) for i, form, texts in made]).encode()).hexdigest()
     if digest != frozen["scripts_sha256"]: pytest.skip("this Python makes other scripts of the seed")
-    ours = [(i, f, played(i, f, texts)[1]) for i, f, texts in made]
-    ours = "".join(str(int(scored(i, (*t.turns, t.text), f).value)) for i, f, t in ours)
+    scores = scored_all([(i, f, played(i, f, texts)[1]) for i, f, texts in made])
+    ours = "".join(str(int(s.value)) for s in scores)
     assert ours == frozen["valid"] and 10 < ours.count("1") < frozen["n"] - 10
 
 
@@ -308,7 +321,8 @@ def test_a_killed_run_goes_on(how, tmp_path, talks):
     code = ("import sys\nfrom qwen_eval.evaluation import evaluate\nfrom qwen_eval.engines.base import FakeEngine\n"
             "from qwen_eval.models import Model\nfrom qwen_eval.bfcl_tools import right_answers\n"
             "from qwen_eval.datasets.all import benchmark\nfrom qwen_eval.datasets.base import load\n"
-            "said = {i.id: right_answers(i, 'prompted-calls') for i in load(benchmark('bfcl_multi_turn'), 'specimen').items}\n"
+            "items = load(benchmark('bfcl_multi_turn'), 'specimen').items\n"
+            "said = {i.id: right_answers(i, 'prompted-calls') for i in items}\n"
             "engine = FakeEngine(lambda r: said[r.item_id][r.turn], window=2, delay_s=0.2)\n"
             "evaluate(Model(id='toy', context_tok=1 << 17), 'bfcl_multi_turn', engine=engine, source='specimen', "
             "runs=sys.argv[1], progress=False)")

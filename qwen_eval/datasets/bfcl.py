@@ -105,12 +105,13 @@ def bfcl_turns_row(
     if not said or empty: raise IntegrityError(f"field 'question' asks nothing in turn {empty[0] if empty else 0}")
     wrong = [c for t in calls for c in t if not (isinstance(c, str) and c.endswith(")"))]
     if wrong: raise IntegrityError(f"field 'ground_truth' should hold calls as text, but has {str(wrong[0])[:60]}")
-    extra = {"talks": [[{"role": m["role"], "content": m["content"]} for m in t] for t in talks],
-             "classes": field(row, "involved_classes", list), "config": row.get("initial_config") or {}, "missed": missed}
+    extra = {"talks": [[{"role": m["role"], "content": m["content"]} for m in t] for t in talks], "missed": missed,
+             "classes": field(row, "involved_classes", list), "config": row.get("initial_config") or {}}
     return Item(id=field(row, "id"), question=said[0], target=calls, stratum=category, extra=extra)
 
 # %% ../../nbs/24_datasets.bfcl.ipynb #c22
-_turns = {"mode": "generate", "chat": True, "score": "bfcl-turns", "metric": "acc", "turns": 200, "open_ended": True}
+_turns = {"mode": "generate", "chat": True, "score": "bfcl-turns", "metric": "acc", "turns": 200,
+          "open_ended": True}
 
 bfcl_multi_turn = Benchmark(
     id="bfcl_multi_turn", title="BFCL v4, multi turn", task_type="tools", rows="bfcl-turns", split="test",

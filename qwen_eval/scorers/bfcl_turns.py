@@ -22,7 +22,8 @@ def unfinished(
 ) -> str: # Empty where the checker decides
     "Why a conversation is wrong before anything is compared."
     if completion.error: return completion.error
-    if len(made.turns) < len(item.target): return f"ended in turn {len(made.turns) - 1} of {len(item.target)}, counted from 0"
+    n, wanted = len(made.turns), len(item.target)
+    if n < wanted: return f"ended in turn {n - 1} of {wanted}, counted from 0"
     return "" if made.over else "the last turn was not ended"
 
 # %% ../../nbs/55_scorers.bfcl_turns.ipynb #c07
