@@ -11,11 +11,14 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from qwen_eval.bfcl_environments import BFCL_LIMITS, call_results, environment_sandbox, read_verdict, verdict_program
+from qwen_eval.bfcl_overall import bfcl_score
 from qwen_eval.bfcl_prompts import bfcl_texts
 from qwen_eval.bfcl_tools import calls_as_text, right_answers, trajectory
 from qwen_eval.bfcl_turns import check_bfcl_package, function_docs, with_functions
+from qwen_eval.cli import app
 from qwen_eval.conversations import next_request, whole
 from qwen_eval.datasets.all import benchmark
 from qwen_eval.datasets.base import load
@@ -260,6 +263,28 @@ def test_without_room_the_conversation_is_cut_off(how, talks):
     run = evaluate(small, "bfcl_multi_turn", engine=engine, answer_tok=20_000, **how)
     row = run.scores[run.scores.stratum == "multi_turn_long_context"].iloc[0]
     assert row.status == "truncated" and row.value == 0 and "not asked" in row.detail
+
+
+@needs_package
+def test_no_overall_score_with_parts_missing(how, talks, monkeypatch):
+    said = {k: right_answers(i, "prompted-calls") for k, i in talks.items()}
+    talked = evaluate(TOY, "bfcl_multi_turn", engine=FakeEngine(lambda r: said[r.item_id][r.turn]), **how)
+    single = evaluate(TOY, "bfcl", engine=FakeEngine(lambda r: "No."), **how)
+    alone, both = bfcl_score([single]), bfcl_score([talked, single])
+    assert (alone.name, alone.missing) == ("bfcl[single-turn]", ("multi-turn", "agentic"))
+    assert alone.value == pytest.approx(single.estimates()["bfcl[single-turn]"].value)
+    assert (both.name, both.missing) == ("bfcl[single-turn, multi-turn]", ("agentic",))
+    assert both.value == pytest.approx((10 * both.parts["irrelevance"]["value"] + 30) / 60)
+    assert "no overall score: agentic (40 %) missing" in str(both) and "overall" not in str(both).partition("\n")[0]
+    part = evaluate(TOY, "bfcl", engine=FakeEngine(lambda r: "No."), limit=3, **how)
+    assert bfcl_score([part]).name.startswith("bfcl[") and "single-turn" not in bfcl_score([part]).name
+    monkeypatch.setenv("QWEN_EVAL_RUNS", str(how["runs"]))
+    told = CliRunner().invoke(app, ["runs", "bfcl", talked.id, single.id])
+    assert told.exit_code == 0 and told.stdout.strip() == str(both)
+    other = evaluate(replace(TOY, id="other"), "bfcl", engine=FakeEngine("constant"), **how)
+    with pytest.raises(ConfigError, match="different models"): bfcl_score([talked, other])
+    asked = evaluate(replace(TOY, tool_format="hermes"), "bfcl", engine=FakeEngine("constant"), **how)
+    with pytest.raises(ConfigError, match="different ways of asking"): bfcl_score([talked, asked])
 
 
 # The sandbox
