@@ -46,6 +46,7 @@ def _constant(node, named):
     try: return ast.literal_eval(node)
     except ValueError: return None
 
+# %% ../nbs/33_bfcl_prompts.ipynb #c22
 def _said(module, function):
     "The longer texts of a function in the order of the source; `{}` where a value goes in."
     [body] = [n for n in module.body if isinstance(n, ast.FunctionDef) and n.name == function]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['gold_answers', 'chance_answers', 'AT_MOST', 'gold_number', 'gold_expression', 'gold_program', 'gold_text',
-           'gold_line', 'gold_calls', 'gold_apis', 'gold_option', 'gold_truth', 'chance_option', 'chance_truth',
+           'gold_line', 'gold_apis', 'gold_calls', 'gold_option', 'gold_truth', 'chance_option', 'chance_truth',
            'GoldCheck', 'gold_check']
 
 # %% ../nbs/76_goldcheck.ipynb #c02
@@ -60,16 +60,17 @@ def gold_line(item, variant): # Item and Variant -> Completion or None
     "The number behind the marks of GSM8K."
     return None if item.target is None else _said(item, f"#### {item.target}")
 
+@gold_answers.register("api-set")
+def gold_apis(item, variant): # Item and Variant -> Completion or None
+    "The wanted names as a list of JSON."
+    return None if not item.target else _said(item, json.dumps(item.target))
+
+# %% ../nbs/76_goldcheck.ipynb #c19
 @gold_answers.register("bfcl-turns")
 def gold_calls(item, variant): # Item and Variant -> Completion
     "A conversation that makes the authors' own calls."
     *before, last = right_answers(item, variant.extract)
     return replace(_said(item, last), turns=tuple(before))
-
-@gold_answers.register("api-set")
-def gold_apis(item, variant): # Item and Variant -> Completion or None
-    "The wanted names as a list of JSON."
-    return None if not item.target else _said(item, json.dumps(item.target))
 
 # %% ../nbs/76_goldcheck.ipynb #c06
 def _wished(item, wanted, variant):
