@@ -236,6 +236,7 @@ def main():
     parser.add_argument("--python", help="interpreter of the environment that holds bfcl-eval==2026.3.23")
     parser.add_argument("--n", type=int, default=3000, help="changed scripts, besides the right ones")
     parser.add_argument("--items", type=int, help="items only, evenly over the file")
+    parser.add_argument("--limit-s", type=float, default=1e9, help="seconds after which no further script is begun")
     parser.add_argument("--no-right", action="store_true", help="changed scripts alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="where to write the result (JSON)")
@@ -262,7 +263,9 @@ def compare(options):
     n_right, cases = len(right_scripts(items)), list(cases_of(items, options.n, options.seed))
     if options.no_right: n_right, cases = 0, cases[n_right:]
     begin = time.perf_counter()
-    with ThreadPoolExecutor(os.cpu_count()) as pool: played = list(pool.map(lambda c: ours(*c), cases))
+    def play(case): return ours(*case) if time.perf_counter() - begin < options.limit_s else None
+    with ThreadPoolExecutor(os.cpu_count()) as pool: played = [p for p in pool.map(play, cases) if p]
+    cases = cases[:len(played)]
     loop_s, begin, scores = time.perf_counter() - begin, time.perf_counter(), {}
     for form in FORMS: # a case is an epoch of its item
         pairs = [(c[0], _epoch(p[2], n)) for n, (c, p) in enumerate(zip(cases, played, strict=True)) if c[1] == form]
@@ -273,14 +276,14 @@ def compare(options):
         right[f"{item.stratum} {form}", bool(t["valid"])] += 1
         same = {"verdict": bool(scores[n].value) == bool(t["valid"]) and scores[n].status != "not_scored",
                 "answers": sum(map(len, t.get("turns", ()))) == len(talk.turns) + 1,
-                "messages": comparable(heard, form) == comparable(t.get("heard", ()), form)}
+                "messages": comparable(heard, form) == comparable(_renamed(t.get("heard", ()), n), form)}
         if n < n_right and not scores[n].value: gold.append([item.id, form, scores[n].detail])
         if all(same.values()): continue
         differences.append({"id": item.id, "form": form, "what": [k for k, v in same.items() if not v], "case": n,
                             "ours": [scores[n].value, scores[n].detail], "theirs": [t["valid"], t["why"]]})
         if len(differences) <= options.show:
             print("---", differences[-1], *texts, "OURS", *heard[-3:], "THEIRS", *t.get("heard", ())[-3:], sep="\n")
-    tools = [i.id for i in items if theirs["tools"].get(i.id) != [
+    tools = [i.id for i in items if i.id in theirs["tools"] and theirs["tools"][i.id] != [
         digest(list(bfcl_turns_native(i).tools)),
         digest([x for fs in with_functions(i).extra["later"].values() for x in as_tools(fs)])]]
     return {"n": len(cases), "right_scripts": n_right, "right_scripts_wrong": gold, "seed": options.seed,
@@ -291,6 +294,11 @@ def compare(options):
             "cases_and_right": {k: [right[k, True] + right[k, False], right[k, True]]
                                 for k in sorted({k for k, _ in right})},
             "models": theirs["table"], "environment": environment()}
+
+
+def _renamed(messages, n):
+    "A name of a function within a text is answered with the name of a variable, and that holds the model's."
+    return json.loads(json.dumps(messages).replace(f"m{n}x_multi_turn", "model_multi_turn"))
 
 
 def _epoch(completion, n):

@@ -57,12 +57,12 @@ def calls_as_text(
     if len(answer) > LONGEST: return ()
     try: calls = step_readers.get(reader)(answer if answer == text else answer.lstrip("\n"))
     except ValueError: return ()
-    show = _nested if reader == "prompted-calls" else repr
-    try: return tuple(_written(name, given, show) for c in calls for name, given in c.items())
+    show, joint = (_nested, ", ") if reader == "prompted-calls" else (repr, ",")
+    try: return tuple(_written(name, given, show, joint) for c in calls for name, given in c.items())
     except (AttributeError, ValueError, RecursionError, MemoryError): return () # no object, or too large a number
 
-def _written(name, given, show):
-    return f"{name}({', '.join(f'{k}={show(v)}' for k, v in given.items())})"
+def _written(name, given, show, joint=", "):
+    return f"{name}({joint.join(f'{k}={show(v)}' for k, v in given.items())})"
 
 def _nested(value):
     "A value in Python; an object of objects is a call."
