@@ -21,7 +21,7 @@ from .settings import settings
 
 # %% ../nbs/33_bfcl_prompts.ipynb #c05
 @lru_cache(maxsize=1)
-def bfcl_texts() -> dict[str, Any]: # `system`, `hints` and `types` by language, `float`
+def bfcl_texts() -> dict[str, Any]: # `system`, `hints` and `types` by language, `float`; for conversations, see below
     "The leaderboard's own words; raises `ConfigError` where there is no wheel, `IntegrityError` where it differs."
     known = source_registry()["bfcl"]
     wheel, texts = known["pypi"], known["texts"]
@@ -29,16 +29,24 @@ def bfcl_texts() -> dict[str, Any]: # `system`, `hints` and `types` by language,
     for path, expected in zip(paths, texts.values(), strict=True):
         if sha256(path) != expected: raise IntegrityError(f"{path} is not what it should be. Delete it; it is fetched.")
     parts, words, tools = (ast.parse(p.read_bytes()) for p in paths)
-    named = {t.id: _constant(n.value) for n in parts.body if isinstance(n, ast.Assign) for t in n.targets}
+    named = {}
+    for n in parts.body:
+        if isinstance(n, ast.Assign): named |= {t.id: _constant(n.value, named) for t in n.targets}
     hints = dict(zip(("java", "javascript", "python"), _said(words, "_get_language_specific_hint"), strict=True))
     remarks = _said(words, "_func_doc_language_specific_pre_processing")
     return {"system": _system(named), "hints": hints, "types": {"java": remarks[:3], "javascript": remarks[3:]},
-            "float": _said(tools, "_cast_to_openai_type")[-1]}
+            "float": _said(tools, "_cast_to_openai_type")[-1],
+            "more": named["DEFAULT_USER_PROMPT_FOR_ADDITIONAL_FUNCTION_FC"], "steps": named["MAXIMUM_STEP_LIMIT"],
+            "more_prompted": named["DEFAULT_USER_PROMPT_FOR_ADDITIONAL_FUNCTION_PROMPTING"]}
 
-def _constant(node):
+def _constant(node, named):
+    "The value of a literal, or of texts put together from literals and names."
+    if isinstance(node, ast.BinOp): return _constant(node.left, named) + _constant(node.right, named)
+    if isinstance(node, ast.Name): return named[node.id]
     try: return ast.literal_eval(node)
     except ValueError: return None
 
+# %% ../nbs/33_bfcl_prompts.ipynb #c22
 def _said(module, function):
     "The longer texts of a function in the order of the source; `{}` where a value goes in."
     [body] = [n for n in module.body if isinstance(n, ast.FunctionDef) and n.name == function]

@@ -38,11 +38,13 @@ def equal_weights(
 # %% ../nbs/59_metrics.ipynb #c16
 _BFCL = {"bfcl-non-live": {**dict.fromkeys(("simple_python", "simple_java", "simple_javascript"), 1 / 12),
                            **dict.fromkeys(("multiple", "parallel", "parallel_multiple"), 1 / 4)},
-         "bfcl-irrelevance": {"irrelevance": 1 / 2, "live_irrelevance": 1 / 2}}
+         "bfcl-irrelevance": {"irrelevance": 1 / 2, "live_irrelevance": 1 / 2},
+         "bfcl-multi-turn": dict.fromkeys(map("multi_turn_{}".format, ("base", "miss_func", "miss_param",
+                                                                       "long_context")), 1 / 4)}
 _LIVE = ("live_simple", "live_multiple", "live_parallel", "live_parallel_multiple")
 
 def bfcl_weights(
-    part: str, # "bfcl-non-live", "bfcl-live", "bfcl-irrelevance" or "bfcl-single-turn"
+    part: str, # "bfcl-non-live", "bfcl-live", "bfcl-irrelevance", "bfcl-single-turn" or "bfcl-multi-turn"
     sizes: dict[str, int], # Category -> items
 ) -> dict[str, float]: # Category -> weight, summing to 1; empty where a category is missing
     "Weights of the categories of the function-calling leaderboard, version 4."
@@ -53,7 +55,7 @@ def bfcl_weights(
     wanted = _BFCL.get(part) or {c: sizes.get(c, 0) / max(n, 1) for c in _LIVE}
     return dict(wanted) if all(sizes.get(c) for c in wanted) else {}
 
-for _part in ("bfcl-non-live", "bfcl-live", "bfcl-irrelevance", "bfcl-single-turn"):
+for _part in ("bfcl-non-live", "bfcl-live", "bfcl-irrelevance", "bfcl-single-turn", "bfcl-multi-turn"):
     stratum_weights.add(_part, partial(bfcl_weights, _part))
 
 # %% ../nbs/59_metrics.ipynb #c09
@@ -95,6 +97,7 @@ for _id, _label, _of in (
     ("bfcl_irrelevance", "Irrelevance average", "functions that do not help, of the authors and of users"),
     ("bfcl[single-turn]", "BFCL v4, single turn only",
      "non-live, live and irrelevance averages; of the overall score, multi-turn (30 %) and agentic (40 %) are missing"),
+    ("bfcl_multi_turn", "Multi-turn average", "conversations: as they are, without a function, without a value, long"),
 ): metrics.add(_id, Metric(id=_id, column="acc", label=_label, estimand=f"mean of {_of}",
                            weights=_id.replace("_", "-").replace("[", "-").rstrip("]")))
 

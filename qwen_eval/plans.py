@@ -313,11 +313,12 @@ def survey(
 
 def _rehearsed(plan, asked, budget):
     "Tokens before the last answer of a conversation, were each answer before it as long as it may be."
-    answers, n = [Completion(item_id=asked.item_id, epoch=asked.epoch)], 0
+    answers, n, most = [Completion(item_id=asked.item_id, epoch=asked.epoch)], 0, plan.model.context_tok or math.inf
     while isinstance(asked := plan.follow(asked, answers), Request):
+        if plan.variant.open_ended and most < math.inf: return most - budget # nobody knows what tools will say
         n = len(asked.prompt_ids) + len(answers) * plan.protocol.max_tok(plan.variant.answer)
         answers.append(answers[0])
-    return min(n, (plan.model.context_tok or math.inf) - budget)
+    return min(n, most - budget)
 
 def _too_long(plan, shortest, budget):
     m, total = plan.model, shortest + budget

@@ -57,7 +57,7 @@ prompts = Registry("prompt", rooms=("qwen_eval.choice_prompts", "qwen_eval.code_
                                     "qwen_eval.math_prompts", "qwen_eval.bfcl_prompts",
                                     "qwen_eval.summary_prompts", "qwen_eval.own_prompts",
                                     "qwen_eval.judged_prompts", "qwen_eval.toolllama_prompts",
-                                    "qwen_eval.ifeval_prompts"))
+                                    "qwen_eval.ifeval_prompts", "qwen_eval.bfcl_turns"))
 
 # %% ../nbs/30_prompts.ipynb #c18
 @prompts.register("gsm8k-fewshot")

@@ -79,13 +79,13 @@ def _seen():
     outer = [p for p in wanted if not any(p.startswith(f"{other}/") for other in wanted)]
     return sorted(filter(os.path.exists, outer)), packages
 
-def _start(kind):
+def _start(kind, preload=()):
     "A launcher process that has entered its sandbox; raises `SandboxError`."
     process = subprocess.Popen([sys.executable, "-S", "-s", "-c", _BOOT], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, env=_ENVIRONMENT, cwd="/", start_new_session=True, bufsize=0)
     roots, packages = _seen()
     home = list(find_spec("qwen_eval").submodule_search_locations)
-    config = {"kind": kind, "roots": roots, "path": packages, "home": home}
+    config = {"kind": kind, "roots": roots, "path": packages, "home": home, "preload": [*preload]}
     said, _ = _exchange(process, json.dumps(config).encode() + b"\n", b"", 30)
     if "ready" in said: return process
     _stop(process)
@@ -118,8 +118,8 @@ def _stop(process):
 # %% ../nbs/52_sandbox.ipynb #c11
 class _Launcher:
     "The host's end of one launcher, which is started again whenever it does not answer."
-    def __init__(self, kind):
-        self.kind, self.process, self.rest = kind, _start(kind), b""
+    def __init__(self, kind, preload=()):
+        self.kind, self.preload, self.process, self.rest = kind, preload, _start(kind, preload), b""
         self.n, self.owner, self.stale, self.lock = 0, None, False, threading.Lock()
 
     def ask(self, program, limits, owner=None):
@@ -135,7 +135,7 @@ class _Launcher:
 
     def renew(self):
         _stop(self.process)
-        self.process, self.rest, self.stale = _start(self.kind), b"", False
+        self.process, self.rest, self.stale = _start(self.kind, self.preload), b"", False
 
     def interrupt(self, owner):
         with self.lock: # what is asked next is somebody else's
@@ -188,8 +188,9 @@ class Sandbox:
         kind: str = "auto", # `"namespaces"`, `"landlock"`, `"unsafe"`, or `"auto"`: the best that works here
         n_workers: int | None = None, # Programs at a time; None is the number of CPU cores that we may use
         allow_unsafe: bool = False, # Where nothing confines a program, run it with limits only?
+        preload: Iterable[str] = (), # Installed modules that every program needs, imported once for all
     ):
-        self.kind = _choose(kind, allow_unsafe) # What confines the programs
+        self.kind, self._preload = _choose(kind, allow_unsafe), tuple(preload) # What confines the programs
         self.n_workers = n_workers or _n_cores() # Programs at a time
         self._free, self._all, self._lock = queue.LifoQueue(), [], threading.Lock()
 
@@ -219,7 +220,9 @@ class Sandbox:
     def _take(self):
         with contextlib.suppress(queue.Empty): return self._free.get_nowait()
         with self._lock:
-            if len(self._all) < self.n_workers: return self._all.append(_Launcher(self.kind)) or self._all[-1]
+            if len(self._all) < self.n_workers:
+                self._all.append(_Launcher(self.kind, self._preload))
+                return self._all[-1]
         return self._free.get()
 
     def __enter__(self): return self

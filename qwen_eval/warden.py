@@ -294,7 +294,6 @@ def serve(
         if code:
             _say({"status": "setup_error", "detail": f"the supervisor ended with status {code}"})
             return 1
-
 _NO_MORE = 77
 
 def _say(record):
@@ -318,6 +317,7 @@ def _enter(config):
         kernel_call("prctl", 36, 1, 0, 0, 0) # PR_SET_CHILD_SUBREAPER: orphans come here
         if not user: box |= {"user": spare_id(), "search": _has_search()}
     sys.path += config["path"]
+    with contextlib.suppress(ImportError): [*map(__import__, config.get("preload", ()))] # a program says what lacks
     return box
 
 def _has_search():

@@ -47,7 +47,8 @@ SCORER_ITEMS = { # scorers that no choice fits
     "ifeval": Item(id="instructions", question="So?", target=[*ALL_KINDS], extra={"kwargs": [*ALL_KINDS.values()]}),
 }
 BATCH_ITEMS = {**dict.fromkeys(("oracle", "oracle-0.2"), load(benchmarks().get("humaneval_plus"), "specimen").items[0]),
-               "math": Item(id="expression", question="What?", target="\\frac{1}{2}")}
+               "math": Item(id="expression", question="What?", target="\\frac{1}{2}"),
+               "bfcl-turns": load(benchmarks().get("bfcl_multi_turn"), "specimen").items[0]}
 ODD = ("\0", "\x01\x1b[31m\x07", "\u202e\u202d\u2066", "\ud800", "\udfff\ud83d", "\u200b\u200d\ufeff", "😀👨‍👩‍👧", "é\u0301\u0301\u0301", "\r", "\r\n",
        "\u2028\u2029\x85\x0b\x0c", "ﷺ", "\U0010ffff", "İı", "ſ", "١٢٣", "𝟙𝟚", "½⅔", "\t", "\xa0", "−1", "$", "\\")
 WORDS = ("The answer is", "answer:", "(A)", "B.", "**C**", "D", "E", "A or B", "not A", "so", "therefore", "答案是", "#### ", "18", "-18.0", "1,800",
@@ -197,7 +198,7 @@ def check_scores(scores, n):
 def check_batches(texts):
     "What is scored in processes gets all texts at once, as in a run; each has its limit there."
     for name in BATCHES:
-        item, v = BATCH_ITEMS.get(name, ITEMS["program"]), variant("code")
+        item, v = BATCH_ITEMS.get(name, ITEMS["program"]), variant("prompted-calls" if name == "bfcl-turns" else "code")
         check_scores(score_items([(item, completion(t)) for t in texts], name, v, ScoreOptions()), len(texts))
 
 

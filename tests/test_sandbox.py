@@ -469,7 +469,7 @@ def test_nothing_outlives_a_killed_host(sandbox):
 def test_a_kind_that_does_not_confine_is_not_offered(monkeypatch):
     from qwen_eval import sandbox as room
     start = room._start
-    monkeypatch.setattr(room, "_start", lambda kind: start("unsafe"))
+    monkeypatch.setattr(room, "_start", lambda kind, preload=(): start("unsafe"))
     assert "not confined" in room._problem.__wrapped__("namespaces")
 
 

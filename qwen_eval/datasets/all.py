@@ -9,7 +9,7 @@ __all__ = ['benchmarks', 'benchmark', 'custom_benchmark', 'register_benchmark']
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from .bfcl import bfcl
+from .bfcl import bfcl, bfcl_multi_turn
 from .declared import Benchmark, derive
 from .choice import arc_challenge, hellaswag, mmlu, truthfulqa
 from .code import humaneval, mbpp
@@ -27,7 +27,7 @@ from ..settings import check_name, declare, settings
 # %% ../../nbs/29_datasets.all.ipynb #c05
 _catalogue = Registry("benchmark")
 for _b in (humaneval, mbpp, codet5, gsm8k, arc_challenge, hellaswag, mmlu, truthfulqa, bfcl, toolllama, alpaca_eval,
-           mt_bench, math500, ifeval, humaneval_plus, mbpp_plus): _catalogue.add(_b.id, _b)
+           mt_bench, math500, ifeval, humaneval_plus, mbpp_plus, bfcl_multi_turn): _catalogue.add(_b.id, _b)
 
 class _Catalogue(Registry):
     "With those of the settings; what is added stays for the process."

@@ -51,6 +51,7 @@ class Variant:
     task: str = "" # Instruction in place of the prompt builder's; before the examples where there is no chat
     follow_up: str = "" # What is asked after an answer, by its name in `follow_ups`; empty: one question, one answer
     turns: int = 1 # Most answers of a conversation
+    open_ended: bool = False # Does a conversation grow by what tools return? Then it may fill the whole context
     judge: str = "" # Who is asked what about an answer, by its name in `judges`; empty where no judge is needed
     temperatures: tuple[tuple[str, float], ...] = () # Stratum and temperature, where the authors prescribe them
     answer_tok: int | None = None # Budget of each answer, where the authors prescribe it, tokens

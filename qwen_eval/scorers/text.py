@@ -46,7 +46,8 @@ scorers = Registry("scorer", rooms=("qwen_eval.scorers.bfcl", "qwen_eval.scorers
 
 # %% ../../nbs/51_scorers.text.ipynb #c10
 batch_scorers = Registry("batch scorer", rooms=("qwen_eval.scorers.code", "qwen_eval.scorers.math",
-                                                "qwen_eval.scorers.verbatim", "qwen_eval.scorers.oracle"))
+                                                "qwen_eval.scorers.verbatim", "qwen_eval.scorers.oracle",
+                                                "qwen_eval.scorers.bfcl_turns"))
 
 # %% ../../nbs/51_scorers.text.ipynb #c11
 def scorer(
