@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 import typer
+from .bench_commands import bench_command
 from .benchmark_commands import benchmarks
 from .conformance_commands import conformance_
 from .console import (LOOK, Edge, JsonFlag, ModelName, PresetName, ProtocolName, RunName, UnsafeFlag, group,
@@ -350,6 +351,7 @@ def study_status(name: StudyName, as_json: JsonFlag = False):
 app.add_typer(study, name="study")
 app.add_typer(runs, name="runs")
 app.command("audit")(audit_command)
+app.command("bench")(bench_command)
 app.command("contamination")(contamination_command)
 
 # %% ../nbs/90_cli.ipynb #c20

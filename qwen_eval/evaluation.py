@@ -21,6 +21,7 @@ from .engines.base import Engine, EngineInfo
 from .errors import ConfigError, EngineError, IntegrityError, QwenEvalError
 from .judges.base import texts_hash
 from .judging import Jury, check_judge, judged_items, judgment_folder, jury_for, lenders, with_jury
+from .metering import Meter
 from .models import Model
 from .opening import at_need, check_before, check_engine, room_of
 from .plans import Plan, fingerprint, plan_run, survey
@@ -65,7 +66,8 @@ def _ask(plan, engine, start_s, writer, missing, progress, beside=None):
     todo, epochs = set(missing), range(plan.epochs)
     items = [i for i in plan.items[:plan.limit] if any((i.id, e) in todo for e in epochs)]
     total, name = plan.limit * plan.epochs, f"{plan.model.id} {plan.benchmark.id} {plan.preset.id}"
-    session = Session(writer, plan.limit, plan.epochs, engine_start_s=start_s, engine=asdict(engine.info))
+    meter = Meter(engine)
+    session = Session(writer, plan.limit, plan.epochs, meter.reading, engine_start_s=start_s, engine=asdict(engine.info))
     bar = tqdm(desc=name, total=total, initial=total - len(todo), unit="item", disable=not progress, mininterval=0.5)
     answers = _answers(plan, engine, (r for r in plan.requests(items) if r.key in todo))
     try:
@@ -86,6 +88,7 @@ def _ask(plan, engine, start_s, writer, missing, progress, beside=None):
     finally:
         getattr(answers, "close", lambda: None)()
         bar.close()
+        meter.close()
         session.save()
 
 # %% ../nbs/71_evaluate.ipynb #c11
