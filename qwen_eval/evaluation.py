@@ -67,7 +67,8 @@ def _ask(plan, engine, start_s, writer, missing, progress, beside=None):
     items = [i for i in plan.items[:plan.limit] if any((i.id, e) in todo for e in epochs)]
     total, name = plan.limit * plan.epochs, f"{plan.model.id} {plan.benchmark.id} {plan.preset.id}"
     meter = Meter(engine)
-    session = Session(writer, plan.limit, plan.epochs, meter.reading, engine_start_s=start_s, engine=asdict(engine.info))
+    session = Session(writer, plan.limit, plan.epochs, meter.reading, engine_start_s=start_s,
+                      engine=asdict(engine.info))
     bar = tqdm(desc=name, total=total, initial=total - len(todo), unit="item", disable=not progress, mininterval=0.5)
     answers = _answers(plan, engine, (r for r in plan.requests(items) if r.key in todo))
     try:

@@ -105,7 +105,7 @@ def memory(
         planned = {k: getattr(plan, k) for k in ("weights_gib", "kv_gib", "overhead_gib", "budget_gib")}
     counted = [s.get("performance", {}).get("engine") or {} for s in sessions]
     seen = {k: v for c in counted for k, v in c.items()}
-    if any("n_preemptions" in c for c in counted): seen["n_preemptions"] = sum(c.get("n_preemptions", 0) for c in counted)
+    if "n_preemptions" in seen: seen["n_preemptions"] = sum(c.get("n_preemptions", 0) for c in counted)
     if (peak := performance(dict(manifest))["memory_peak_gib"]) is not None: seen["card_peak_gib"] = peak
     return {"estimated": planned, "measured": seen or None}
 
@@ -129,9 +129,11 @@ def run_performance(
     usd = engine.get("usd")
     if usd is None and usd_per_hour is not None and p["seconds"]: usd = usd_per_hour * (p["seconds"] + load) / 3600
     return RunPerformance(
-        run_id=run.id, seconds=p["seconds"], n_answers=len(frame), n_errors=int((frame.status == "engine_error").sum()),
-        items_s=p["requests_s"], output_tok_s=p["output_tok_s"], total_tok_s=p["seconds"] and n_tok / p["seconds"],
-        tokens=tokens, latency=latencies(frame, level), level=level, memory=counted,
+        run_id=run.id, seconds=p["seconds"], n_answers=len(frame),
+        n_errors=int((frame.status == "engine_error").sum()),
+        items_s=p["requests_s"], output_tok_s=p["output_tok_s"],
+        total_tok_s=p["seconds"] and n_tok / p["seconds"], tokens=tokens, latency=latencies(frame, level),
+        level=level, memory=counted,
         goodput=goodput(frame, p["seconds"], **bounds, level=level) if bounded else None,
         usage={k: p[k] for k in ("energy_j", "power_w", "power_max_w", "utilisation")}, **_per(run, p, usd),
         load={"start_s": load if sessions else None, "compile_s": engine.get("compile_s")}, usd=usd)
@@ -163,11 +165,11 @@ class RunPerformance(dict):
         if good: rows["goodput"] = (f"{say(good['requests_s'], ',.2f')} items/s, {good['n_good']} of {good['n']} "
                                     f"({good['share']:.1%} [{good['low']:.1%}, {good['high']:.1%}])")
         return rows | {f"memory, {k}": _facts(self["memory"][k]) for k in ("estimated", "measured")} | {
-            "power": say(u["power_w"], ",.0f", " W") + (f", at most {u['power_max_w']:,.0f}" if u["power_max_w"] else ""),
+            "power": say(u["power_w"], ",.0f", " W"), "peak power": say(u["power_max_w"], ",.0f", " W"),
             "utilisation": say(u["utilisation"], ".0%"), "energy": say(u["energy_j"], ",.0f", " J"),
             "per 1,000 output tokens": say(d["j_per_1000_output_tok"], ",.1f", " J"),
             "per correct answer": say(d["j_per_correct"], ",.1f", " J"),
-            "engine start": say(d["load"]["start_s"], ",.1f", " s"), "compiling": say(d["load"]["compile_s"], unit=" s"),
+            "engine start": say(d["load"]["start_s"], unit=" s"), "compiling": say(d["load"]["compile_s"], unit=" s"),
             "cost": say(d["usd"], ",.4f", " USD")}
 
     def __repr__(self): return "\n".join(f"{k:>23}  {v}" for k, v in self.rows().items())

@@ -40,7 +40,8 @@ def _steps(x, key): # shape (n,) ascending -> times in ms and the share at or be
     return {"ms": [1000 * float(v) for v in x], "share": [round(float(s), 6) for s in share]}
 
 # %% ../nbs/81_figures.performance.ipynb #c07
-_STYLES, _SHAPES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 2)), (0, (3, 1, 1, 1, 1, 1))), "osD^vPXh"
+_STYLES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 2)), (0, (3, 1, 1, 1, 1, 1)))
+_SHAPES = "osD^vPXh"
 _UNITS = {"closed": "in flight", "open": "/s"}
 
 def bench_figure(

@@ -16,6 +16,7 @@ from qwen_eval.errors import EngineError
 from qwen_eval.evaluation import evaluate
 from qwen_eval.metering import Meter, Reading, Span, add_up, nvml_probe
 from qwen_eval.performance import goodput, inter_token, item_performance, memory, run_performance
+from qwen_eval.plans import plan_run
 from qwen_eval.presets import GIB
 from qwen_eval.records import Completion
 from qwen_eval.runs import Run, describe, list_runs
@@ -113,12 +114,19 @@ class Counting(FakeEngine):
         return super().step()
 
 
+GOLD = {i.id: i.target for i in plan_run("smollm2_135m", "gsm8k", engine="fake", source="specimen").items}
+
+
+def right(request):
+    return f"\\boxed{{{GOLD[request.item_id]}}}"
+
+
 def asked(engine, runs, **how):
     return evaluate("smollm2_135m", "gsm8k", engine=engine, source="specimen", runs=runs, progress=False, **how)
 
 
 def test_a_resumed_run_adds_up_what_its_sessions_used(tmp_path, hundred_watts):
-    engine = Counting(lambda r: "18", window=1, delay_s=0.03)
+    engine = Counting(right, window=1, delay_s=0.03)
     asked(engine, tmp_path, limit=2)
     run = asked(engine, tmp_path, limit=4)
     sessions = run.manifest["sessions"]
@@ -130,8 +138,7 @@ def test_a_resumed_run_adds_up_what_its_sessions_used(tmp_path, hundred_watts):
     found = run_performance(run)
     assert found["memory"]["measured"] == {"n_preemptions": 4, "n_kv_blocks": 100, "peak_kv_blocks": 40,
                                            "card_peak_gib": 7}
-    right = run.counts["scored"] and run.scores.value.sum()
-    assert found["j_per_correct"] == pytest.approx(100 * sum(spans) / right, rel=1e-3)
+    assert found["n_correct"] == 4 and found["j_per_correct"] == pytest.approx(100 * sum(spans) / 4, rel=1e-3)
     assert found["j_per_1000_output_tok"] == pytest.approx(1000 * 100 * sum(spans) / 4, rel=1e-3)
     assert "J per 1,000 output tokens" in describe(run)["energy"]
     assert "J/1,000 tok" in display_rows([run])[0]

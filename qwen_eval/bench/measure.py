@@ -48,8 +48,9 @@ def summarise(
     begin, end = sorted(t.start_s for t in kept), sorted(t.start_s + t.e2el_s for t in kept)
     def pace(x): return (len(x) - 1) / (x[-1] - x[0]) if len(x) > 1 and x[-1] > x[0] else None
     good = None if not bounds else sum(_keeps(t, bounds) for t in kept) / seconds
-    rates = {"requests_s": len(kept) / seconds, "output_tok_s": n_out / seconds, "total_tok_s": (n_in + n_out) / seconds,
-             "goodput_s": good, "arrivals_s": pace(begin), "departures_s": pace(end)}
+    rates = {"requests_s": len(kept) / seconds, "output_tok_s": n_out / seconds,
+             "total_tok_s": (n_in + n_out) / seconds, "goodput_s": good, "arrivals_s": pace(begin),
+             "departures_s": pace(end)}
     said = {k: {"mean": float(x.mean()), **{f"p{p}": float(np.percentile(x, p)) for p in PERCENTILES}}
             if len(x) else None for k, x in found.items()}
     return {"seconds": seconds, "n": len(timings), "n_failed": len(timings) - len(kept), "n_prompt_tok": n_in,
@@ -67,8 +68,8 @@ def over_repeats(
     level: float = 0.95, # Confidence level, fraction
 ) -> dict[str, dict[str, Any]]: # Name, such as "ttft_s.p99", -> value, low, high, method; ends None where not known
     "All figures of a load with their intervals."
-    names = [k for k in ("requests_s", "output_tok_s", "total_tok_s", "goodput_s", "arrivals_s", "departures_s",
-                         "j_per_1000_output_tok")]
+    names = ["requests_s", "output_tok_s", "total_tok_s", "goodput_s", "arrivals_s", "departures_s",
+             "j_per_1000_output_tok"]
     names += [f"{k}.{s}" for k in TIMES for s in ("mean", *(f"p{p}" for p in PERCENTILES))]
     single, found = times_of(timings) if len(summaries) == 1 else {}, {}
     for name in names:
@@ -103,7 +104,8 @@ def saturation(
     if closed := by["closed"]:
         best = max(rate(p, "output_tok_s") for p in closed)
         at = next(p for p in closed if rate(p, "output_tok_s") >= NEAR_BEST * best)
-        found["closed"] = {"load": at["load"], "output_tok_s": rate(at, "output_tok_s"), "reached": at is not closed[-1]}
+        found["closed"] = {"load": at["load"], "output_tok_s": rate(at, "output_tok_s"),
+                           "reached": at is not closed[-1]}
     held = []
     for p in by["open"]:
         if not rate(p, "departures_s") >= SUSTAINED * rate(p, "arrivals_s"): break
@@ -147,7 +149,7 @@ class BenchResult(dict):
     def __repr__(self):
         rows = self.rows()
         wide = {k: max(map(len, [k, *(r[k] for r in rows)])) for k in (rows[0] if rows else ())}
-        lines = ["  ".join(text.rjust(wide[k]) for k, text in r.items()) for r in [dict(zip(wide, wide)), *rows]]
+        lines = ["  ".join(text.rjust(wide[k]) for k, text in r.items()) for r in [{k: k for k in wide}, *rows]]
         return "\n".join([self["id"], *lines, self.verdict()])
 
     def _repr_html_(self):
@@ -254,6 +256,7 @@ def prompts_for(
 ) -> Callable[[int, int], Sequence]: # (repeat, n) -> requests
     "Where the prompts come from; raises `ConfigError` for a benchmark without a model."
     if not workload.benchmark: return lambda repeat, n: random_requests(workload, seed, repeat, n)
-    if model is None: raise ConfigError(f"The prompts of {workload.benchmark} need a model: whose tokens, whose template?")
+    if model is None:
+        raise ConfigError(f"The prompts of {workload.benchmark} need a model: whose tokens, whose template?")
     plan = plan_run(model, workload.benchmark, answer_tok=workload.n_output_tok, **how)
     return lambda repeat, n: benchmark_requests(workload, plan, repeat, n)

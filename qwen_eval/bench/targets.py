@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -139,8 +140,9 @@ async def _stream(session, url, payload, begin, due):
     same = {"start_s": start - begin, "late_s": sent - start}
     if error: return Timing(**same, error=error)
     return Timing(**same, ttft_s=seen[0] - start, e2el_s=seen[-1] - start,
-                  itl_s=tuple(b - a for a, b in zip(seen, seen[1:], strict=False)),
-                  n_prompt_tok=usage.get("prompt_tokens") or 0, n_output_tok=usage.get("completion_tokens") or len(seen))
+                  itl_s=tuple(b - a for a, b in pairwise(seen)),
+                  n_prompt_tok=usage.get("prompt_tokens") or 0,
+                  n_output_tok=usage.get("completion_tokens") or len(seen))
 
 def _is_token(said):
     if not (choices := said.get("choices")): return False
