@@ -9,6 +9,7 @@ command looks for) and by `qwen_eval.bench`, in turn, the other way round in eve
 open one at --rate. Lengths are fixed, prompts random and never the same, the prefix cache is off, nothing is drawn.
 """
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -40,7 +41,8 @@ add_cli_args(parser)
 main(parser.parse_args(sys.argv[1:]))
 """
 # ours -> theirs: rates as they are, times in milliseconds
-RATES = {"requests_s": "request_throughput", "output_tok_s": "output_throughput", "total_tok_s": "total_token_throughput"}
+RATES = {"requests_s": "request_throughput", "output_tok_s": "output_throughput",
+         "total_tok_s": "total_token_throughput"}
 TIMES = {f"{k}_s.{a}": f"{b}_{k}_ms" for k in ("ttft", "tpot", "itl", "e2el") for a, b in (("mean", "mean"),
          ("p50", "median"), ("p99", "p99"))}
 
@@ -76,8 +78,7 @@ class Server:
         self.start_s = time.monotonic() - begin
 
     def close(self):
-        try: os.killpg(self.process.pid, signal.SIGTERM)
-        except ProcessLookupError: pass
+        with contextlib.suppress(ProcessLookupError): os.killpg(self.process.pid, signal.SIGTERM)
         try: self.process.wait(20)
         except subprocess.TimeoutExpired: os.killpg(self.process.pid, signal.SIGKILL)
         self.log.close()
@@ -149,7 +150,7 @@ def main():
                              "ours": lambda load=load, k=k: ours(server.url, model.vocab, o, load, 100 + k)}
                     order = list(sides) if k % 2 == 0 else list(sides)[::-1]
                     kept.append({side: sides[side]() for side in order})
-                    print("PAIR", load, json.dumps({s: round(kept[-1][s]["output_tok_s"], 1) for s in order}), flush=True)
+                    print("PAIR", load, {s: round(kept[-1][s]["output_tok_s"], 1) for s in order}, flush=True)
         finally: server.close()
     found = {"started": now(), "device": str(detect()), "model": model.id, "environment": environment(),
              "how": {k: v for k, v in vars(o).items() if k not in ("out", "folder")}, "server_start_s": server.start_s,

@@ -16,18 +16,16 @@ from .figures import paper_style, save_figure
 # %% ../nbs/81_figures.performance.ipynb #c05
 def bench_rows(
     result: Mapping[str, Any], # A `BenchResult`
-) -> list[dict[str, Any]]: # One a point or curve; times in milliseconds
+) -> list[dict[str, Any]]: # One a point (`e2el_s`, seconds) or curve (`ms`, milliseconds, and `share`)
     "Every number of the figure; raises `ConfigError` where nothing was answered."
     rows = []
     for p in result["points"]:
         m, e = p["metrics"], p["ecdf"]
         same = {"loop": p["loop"], "load": p["load"]}
         if "e2el_s.p50" in m:
-            x, y = m["output_tok_s"], m["e2el_s.p50"]
-            def ms(v): return None if v is None else 1000 * v
-            rows.append({"panel": "throughput", **same, "output_tok_s": x["value"], "output_tok_s_low": x["low"],
-                         "output_tok_s_high": x["high"], "e2el_ms": ms(y["value"]), "e2el_ms_low": ms(y["low"]),
-                         "e2el_ms_high": ms(y["high"])})
+            both = {"output_tok_s": m["output_tok_s"], "e2el_s": m["e2el_s.p50"]}
+            rows.append({"panel": "throughput", **same, **{k: x["value"] for k, x in both.items()},
+                         **{f"{k}_{end}": x[end] for k, x in both.items() for end in ("low", "high")}})
         gaps = "itl_s" if any("itl_s" in q["ecdf"] for q in result["points"]) else "tpot_s"
         for panel, key in (("first token", "ttft_s"), ("gaps", gaps)):
             if e.get(key): rows.append({"panel": panel, "what": key[:-2].upper(), **same, **_steps(e[key], key)})
@@ -40,8 +38,9 @@ def _steps(x, key): # shape (n,) ascending -> times in ms and the share at or be
     return {"ms": [1000 * float(v) for v in x], "share": [round(float(s), 6) for s in share]}
 
 # %% ../nbs/81_figures.performance.ipynb #c07
-_STYLES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (7, 2)), (0, (3, 1, 1, 1, 1, 1)))
-_SHAPES = "osD^vPXh"
+_STYLES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (8, 2, 2, 2)), (0, (3, 1, 1, 1, 1, 1)),
+           (0, (2, 2)), (0, (10, 2)))
+_SHAPES = "osD^v<>p"
 _UNITS = {"closed": "in flight", "open": "/s"}
 
 def bench_figure(
@@ -56,7 +55,7 @@ def bench_figure(
         from matplotlib.figure import Figure
         fig = Figure(figsize=(width_in, 2.75))
         axes = fig.subplots(1, 3)
-        fig.subplots_adjust(left=0.075, right=0.985, bottom=0.35, top=0.95, wspace=0.34)
+        fig.subplots_adjust(left=0.07, right=0.985, bottom=0.32, top=0.96, wspace=0.3)
         loads = list(dict.fromkeys((r["loop"], r["load"]) for r in rows))
         colours = sns.color_palette("colorblind", 8)
         looks = {k: {"color": colours[(0, 3, 2, 4, 1, 5, 7, 6)[i % 8]], "marker": _SHAPES[i % 8],
@@ -70,33 +69,39 @@ def bench_figure(
 def _frame(ax, x, y):
     ax.set_xlabel(x, labelpad=2); ax.set_ylabel(y, labelpad=2)
     ax.grid(True); ax.set_axisbelow(True)
+    ax.tick_params(labelsize=7)
     for side in ("right", "top"): ax.spines[side].set_visible(False)
 
 def _throughput(ax, rows, looks):
     for loop in ("closed", "open"):
         line = sorted((r for r in rows if r["loop"] == loop), key=lambda r: r["load"])
-        ax.plot([r["output_tok_s"] for r in line], [r["e2el_ms"] for r in line], lw=0.8, color="#888888", zorder=1,
+        ax.plot([r["output_tok_s"] for r in line], [r["e2el_s"] for r in line], lw=0.8, color="#888888", zorder=1,
                 ls="-" if loop == "closed" else ":", gid=f"path-{loop}")
     for r in rows:
         look = looks[r["loop"], r["load"]]
-        for key, other, across in (("output_tok_s", "e2el_ms", False), ("e2el_ms", "output_tok_s", True)):
+        for key, other, across in (("output_tok_s", "e2el_s", False), ("e2el_s", "output_tok_s", True)):
             low, high = r[f"{key}_low"], r[f"{key}_high"]
             if low is None or high is None: continue
             ends, at = [low, high], [r[other]] * 2
             ax.plot(*((at, ends) if across else (ends, at)), color=look["color"], lw=1.2, zorder=2, gid="interval")
         face = look["color"] if r["loop"] == "closed" else "white"
-        ax.plot([r["output_tok_s"]], [r["e2el_ms"]], marker=look["marker"], ms=4.6, mec=look["color"], mew=1.1,
+        ax.plot([r["output_tok_s"]], [r["e2el_s"]], marker=look["marker"], ms=4.6, mec=look["color"], mew=1.1,
                 mfc=face, ls="none", zorder=3, gid="load")
-    _frame(ax, "output tokens a second", "E2EL, median (ms)")
+    _frame(ax, "output tokens a second", "median E2EL (s)")
     ax.set_xlim(left=0); ax.set_ylim(bottom=0)
 
 def _ecdf(ax, rows, looks):
     for r in rows:
         look = looks[r["loop"], r["load"]]
         ax.step(r["ms"], r["share"], where="post", color=look["color"], ls=look["ls"], lw=1.2, gid="ecdf")
+        ax.plot([np.median(r["ms"])], [0.5], marker=look["marker"], ms=4, mec=look["color"], ls="none", gid="median",
+                mfc=look["color"] if r["loop"] == "closed" else "white")
     _frame(ax, f"{rows[0]['what'] if rows else 'not known'} (ms)", "share at or below")
     shown = [x for r in rows for x in r["ms"] if x > 0]
-    if shown and max(shown) > 20 * min(shown): ax.set_xscale("log")
+    if shown and max(shown) > 20 * min(shown):
+        from matplotlib.ticker import FuncFormatter
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}")) # 100, not a power of ten
     ax.set_ylim(0, 1)
 
 def _legend(fig, looks, result):
