@@ -41,19 +41,24 @@ def runs_list(as_json: JsonFlag = False):
 def runs_show(
     run: RunName,
     items: Annotated[int, typer.Option(min=0, help="Show so many of its answers, in the order asked.")] = 0,
+    costs: Annotated[bool, typer.Option("--performance", help="Show times, memory, energy and cost.")] = False,
     as_json: JsonFlag = False,
 ):
     """Show one run; with --items its answers, with --json its manifest and its estimate too.
 
     \b
     qwen-eval runs show 1a2b3c4d --items 5
+    qwen-eval runs show 1a2b3c4d --performance
     """
     from qwen_eval.runs import open_run, summary
+    from qwen_eval.performance import run_performance
     from qwen_eval.terminal import answer_rows, answer_text
     found = open_run(run)
     rows = answer_rows(found, items) if items else []
-    if as_json: say({**summary(found), "manifest": found.manifest, **({"items": rows} if items else {})}, str, True)
-    else: print("\n\n".join([repr(found), *map(answer_text, rows)]))
+    spent = {"performance": run_performance(found)} if costs else {}
+    more = spent | ({"items": rows} if items else {})
+    if as_json: say({**summary(found), "manifest": found.manifest, **more}, str, True)
+    else: print("\n\n".join([repr(found), *map(repr, spent.values()), *map(answer_text, rows)]))
 
 # %% ../nbs/89_run_commands.ipynb #c06
 @runs.command("verify")

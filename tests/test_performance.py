@@ -1,6 +1,7 @@
 "What runs cost: metering, quantiles, goodput, energy, and the manifest that keeps it."
 import json
 import math
+import re
 import sys
 import time
 from pathlib import Path
@@ -9,8 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from qwen_eval import metering
+from qwen_eval.cli import app
+from qwen_eval.closing import facts
 from qwen_eval.engines.base import FakeEngine
 from qwen_eval.errors import EngineError
 from qwen_eval.evaluation import evaluate
@@ -141,6 +145,7 @@ def test_a_resumed_run_adds_up_what_its_sessions_used(tmp_path, hundred_watts):
     assert found["n_correct"] == 4 and found["j_per_correct"] == pytest.approx(100 * sum(spans) / 4, rel=1e-3)
     assert found["j_per_1000_output_tok"] == pytest.approx(1000 * 100 * sum(spans) / 4, rel=1e-3)
     assert "J per 1,000 output tokens" in describe(run)["energy"]
+    assert facts(run.manifest)["used"]["energy_j"] == pytest.approx(100 * sum(spans), rel=1e-3)
     assert "J/1,000 tok" in display_rows([run])[0]
 
 
@@ -172,6 +177,14 @@ def test_half_measured_is_not_measured(tmp_path, monkeypatch):
     asked(engine, tmp_path, limit=2)
     monkeypatch.setattr(metering, "nvml_probe", lambda: None)
     assert asked(engine, tmp_path, limit=4).performance["energy_j"] is None
+
+
+def test_the_command_line_shows_what_a_run_cost(monkeypatch):
+    monkeypatch.setenv("QWEN_EVAL_RUNS", str(ROOT / "data/demo"))
+    said = CliRunner().invoke(app, ["runs", "show", "63d47f40", "--performance"]).stdout
+    assert re.search(r"first token  p50 [\d,]+ \[", said) and re.search(r"energy  not available", said)
+    asked = ["runs", "show", "63d47f40", "--performance", "--json"]
+    assert json.loads(CliRunner().invoke(app, asked).stdout)["performance"]["latency"]["ttft_s"]["n"] == 40
 
 
 @pytest.mark.parametrize("run", list_runs(ROOT / "data/demo"), ids=lambda r: r.id)
