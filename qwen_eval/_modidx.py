@@ -1554,6 +1554,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'qwen_eval/performance.py'),
                                        'qwen_eval.performance._facts': ('performance.html#_facts', 'qwen_eval/performance.py'),
                                        'qwen_eval.performance._per': ('performance.html#_per', 'qwen_eval/performance.py'),
+                                       'qwen_eval.performance._price': ('performance.html#_price', 'qwen_eval/performance.py'),
                                        'qwen_eval.performance._spread': ('performance.html#_spread', 'qwen_eval/performance.py'),
                                        'qwen_eval.performance.goodput': ('performance.html#goodput', 'qwen_eval/performance.py'),
                                        'qwen_eval.performance.inter_token': ('performance.html#inter_token', 'qwen_eval/performance.py'),

@@ -104,7 +104,8 @@ def memory(
         plan = memory_plan(*made, room)
         planned = {k: getattr(plan, k) for k in ("weights_gib", "kv_gib", "overhead_gib", "budget_gib")}
     counted = [s.get("performance", {}).get("engine") or {} for s in sessions]
-    seen = {k: v for c in counted for k, v in c.items()}
+    loaded = {"weights_gib": effective["weights_gib"]} if effective.get("weights_gib") is not None else {}
+    seen = loaded | {k: v for c in counted for k, v in c.items()}
     if "n_preemptions" in seen: seen["n_preemptions"] = sum(c.get("n_preemptions", 0) for c in counted)
     if (peak := performance(dict(manifest))["memory_peak_gib"]) is not None: seen["card_peak_gib"] = peak
     return {"estimated": planned, "measured": seen or None}
@@ -125,8 +126,8 @@ def run_performance(
     n_tok, bounds = p["n_prompt_tok"] + p["n_output_tok"], {"ttft_s": ttft_s, "itl_s": itl_s, "latency_s": latency_s}
     bounded = any(v is not None for v in bounds.values())
     load, counted = sum(s.get("engine_start_s") or 0 for s in sessions), memory(m)
-    engine = counted["measured"] or {}
-    usd = engine.get("usd")
+    engine = sessions[-1].get("engine", {}).get("effective", {}) if sessions else {}
+    usd = _price(m.get("model") or {}, frame[frame.status != "engine_error"])
     if usd is None and usd_per_hour is not None and p["seconds"]: usd = usd_per_hour * (p["seconds"] + load) / 3600
     return RunPerformance(
         run_id=run.id, seconds=p["seconds"], n_answers=len(frame),
@@ -136,7 +137,15 @@ def run_performance(
         level=level, memory=counted,
         goodput=goodput(frame, p["seconds"], **bounds, level=level) if bounded else None,
         usage={k: p[k] for k in ("energy_j", "power_w", "power_max_w", "utilisation")}, **_per(run, p, usd),
-        load={"start_s": load if sessions else None, "compile_s": engine.get("compile_s")}, usd=usd)
+        load={"start_s": load if sessions else None, **{k: engine.get(k) for k in ("load_s", "compile_s")}}, usd=usd)
+
+def _price(model, answers):
+    "What tokens cost by the model's prices; None where it has none."
+    dear, out = (model.get(f"usd_per_mtok_{k}") for k in ("in", "out"))
+    if dear is None or out is None: return None
+    cheap = model.get("usd_per_mtok_cached")
+    n_in, n_cached, n_out = (float(answers[f"n_{k}_tok"].sum()) for k in ("prompt", "cached", "output"))
+    return ((n_in - n_cached) * dear + n_cached * (dear if cheap is None else cheap) + n_out * out) / 1e6
 
 def _per(run, p, usd):
     "Energy and cost for what one gets: output tokens, and answers that are right."
@@ -169,7 +178,8 @@ class RunPerformance(dict):
             "utilisation": say(u["utilisation"], ".0%"), "energy": say(u["energy_j"], ",.0f", " J"),
             "per 1,000 output tokens": say(d["j_per_1000_output_tok"], ",.1f", " J"),
             "per correct answer": say(d["j_per_correct"], ",.1f", " J"),
-            "engine start": say(d["load"]["start_s"], unit=" s"), "compiling": say(d["load"]["compile_s"], unit=" s"),
+            "engine start": say(d["load"]["start_s"], unit=" s"),
+            "loading": say(d["load"]["load_s"], unit=" s"), "compiling": say(d["load"]["compile_s"], unit=" s"),
             "cost": say(d["usd"], ",.4f", " USD")}
 
     def __repr__(self): return "\n".join(f"{k:>23}  {v}" for k, v in self.rows().items())
@@ -189,5 +199,6 @@ def _spread(x):
 def _facts(facts):
     if not facts: return "not available"
     def text(v): return f"{v:,.2f}" if isinstance(v, float) else str(v)
-    return ", ".join(f"{k.removesuffix('_gib').replace('_', ' ')} {text(v)}{' GiB' * k.endswith('_gib')}"
-                     for k, v in facts.items() if v is not None and not isinstance(v, (dict, list)))
+    shown = {k: v for k, v in facts.items() if v is not None and (k.endswith(("_gib", "_blocks")) or "preempt" in k)}
+    return ", ".join(f"{k.removesuffix('_gib').removeprefix('n_').replace('_', ' ')} {text(v)}"
+                     f"{' GiB' * k.endswith('_gib')}" for k, v in shown.items()) or "not available"

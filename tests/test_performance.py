@@ -25,6 +25,7 @@ from qwen_eval.presets import GIB
 from qwen_eval.records import Completion
 from qwen_eval.runs import Run, describe, list_runs
 from qwen_eval.stats.intervals import quantile
+from qwen_eval.store import update_manifest
 from qwen_eval.tables import display_rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -225,6 +226,16 @@ def test_goodput_counts_what_keeps_every_bound():
     assert found["low"] < 0.4 < found["high"]
     assert goodput(frame, 2.0, latency_s=1.2)["n_good"] == 2
     assert goodput(frame.assign(ttft_s=np.nan), 2.0, ttft_s=1) is None
+
+
+def test_tokens_cost_what_the_model_says(tmp_path):
+    used = {"n_prompt_tok": 1000, "n_cached_tok": 400, "n_output_tok": 50}
+    engine = FakeEngine(lambda r: Completion(item_id="", text="18", **used))
+    run = asked(engine, tmp_path, limit=4)
+    assert run_performance(run)["usd"] is None
+    prices = {"usd_per_mtok_in": 3.0, "usd_per_mtok_cached": 0.3, "usd_per_mtok_out": 15.0}
+    update_manifest(run.path, model=run.manifest["model"] | prices)
+    assert run_performance(Run(run.path))["usd"] == pytest.approx(4 * (600 * 3 + 400 * 0.3 + 50 * 15) / 1e6)
 
 
 def test_the_meter_stops():
