@@ -32,14 +32,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 # ---------------------------------------------------------------- quantiles
-@pytest.mark.parametrize(("n", "q"), [(40, 0.5), (120, 0.9), (300, 0.95)])
-def test_the_interval_of_a_quantile_covers_it(n, q):
-    rng, held = np.random.default_rng(7), 0
-    true = -math.log(1 - q) # of an exponential, which is as skewed as latencies are
-    for _ in range(1500):
-        _, low, high = quantile(rng.exponential(size=n), q)
-        held += low <= true <= high
-    assert 0.945 < held / 1500 < 0.985
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
+def test_the_interval_of_a_quantile_covers_it_and_is_the_shortest_that_does(level):
+    from scipy.stats import binom
+    for n, q in ((6, 0.5), (40, 0.5), (99, 0.9), (120, 0.9), (300, 0.95), (2000, 0.99)):
+        _, low, high = quantile(np.arange(1.0, n + 1), q, level)
+        below, above = binom.cdf(low - 1, n, q), binom.sf(high - 1, n, q) # chances to miss on either side
+        if not math.isnan(low): assert below <= (1 - level) / 2 + 1e-12 < binom.cdf(low, n, q), (n, q)
+        if not math.isnan(high): assert above <= (1 - level) / 2 + 1e-12 < binom.sf(high - 2, n, q), (n, q)
+
+
+def test_the_interval_of_a_quantile_covers_that_of_a_skewed_sample():
+    rng, true = np.random.default_rng(7), -math.log(0.1)
+    ends = [quantile(rng.exponential(size=120), 0.9)[1:] for _ in range(1000)]
+    assert 0.945 < np.mean([low <= true <= high for low, high in ends]) < 0.985
 
 
 # ---------------------------------------------------------------- energy
