@@ -165,6 +165,8 @@ class RunPerformance(dict):
         def say(x, form=",.1f", unit=""): return "not available" if x is None else f"{x:{form}}{unit}"
         d, t, u, good = self, self["tokens"], self["usage"], self["goodput"]
         cached = f", {t['cached'] / t['prompt']:.0%} cached" if t["prompt"] and t["cached"] else ""
+        most = f", at most {u['power_max_w']:,.0f} W" if u["power_max_w"] else ""
+        parts = ", ".join(f"{k} {say(d['load'][f'{k}_s'], unit=' s')}" for k in ("load", "compile"))
         rows = {"run": d["run_id"], "generation": say(d["seconds"], unit=" s"),
                 "throughput": f"{say(d['items_s'], ',.2f')} items/s, {say(d['output_tok_s'], ',.0f')} output tok/s, "
                               f"{say(d['total_tok_s'], ',.0f')} tok/s" if d["seconds"] else "not available",
@@ -174,12 +176,11 @@ class RunPerformance(dict):
         if good: rows["goodput"] = (f"{say(good['requests_s'], ',.2f')} items/s, {good['n_good']} of {good['n']} "
                                     f"({good['share']:.1%} [{good['low']:.1%}, {good['high']:.1%}])")
         return rows | {f"memory, {k}": _facts(self["memory"][k]) for k in ("estimated", "measured")} | {
-            "power": say(u["power_w"], ",.0f", " W"), "peak power": say(u["power_max_w"], ",.0f", " W"),
+            "power": say(u["power_w"], ",.0f", " W") + most,
             "utilisation": say(u["utilisation"], ".0%"), "energy": say(u["energy_j"], ",.0f", " J"),
             "per 1,000 output tokens": say(d["j_per_1000_output_tok"], ",.1f", " J"),
             "per correct answer": say(d["j_per_correct"], ",.1f", " J"),
-            "engine start": say(d["load"]["start_s"], unit=" s"),
-            "loading": say(d["load"]["load_s"], unit=" s"), "compiling": say(d["load"]["compile_s"], unit=" s"),
+            "engine start": f"{say(d['load']['start_s'], unit=' s')} (its own: {parts})",
             "cost": say(d["usd"], ",.4f", " USD")}
 
     def __repr__(self): return "\n".join(f"{k:>23}  {v}" for k, v in self.rows().items())

@@ -172,8 +172,9 @@ def test_what_nobody_measured_is_not_available(tmp_path, monkeypatch):
     assert "performance" not in run.manifest["sessions"][0] and "energy" not in describe(run)
     found = run_performance(run)
     rows = found.rows()
-    for label in ("power", "energy", "utilisation", "memory, measured", "compiling", "cost", "per correct answer"):
+    for label in ("power", "energy", "utilisation", "memory, measured", "cost", "per correct answer"):
         assert rows[label] == "not available", label
+    assert "load not available, compile not available" in rows["engine start"]
     assert found["usage"]["energy_j"] is None and "J/1,000 tok" not in display_rows([run])[0]
     json.dumps(found)
 
