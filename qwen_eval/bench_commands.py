@@ -10,7 +10,8 @@ import contextlib
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from types import SimpleNamespace
+from typing import Annotated
 import typer
 from .console import JsonFlag, PresetName, say, words
 from .errors import ConfigError
@@ -73,47 +74,49 @@ def bench_command(
     qwen-eval bench --base-url http://localhost:8000/v1 --concurrency 16 --rate 2,4,8
     qwen-eval bench ./qwen3_8b_shapes --load-format dummy --preset performance --concurrency 64,256
     """
-    from qwen_eval.bench.workloads import Workload
-    if not name and not base_url: raise ConfigError("Name a model to start, or a server with --base-url.")
-    loads = _numbers(concurrency, "concurrency", True), _numbers(rate, "rate", False)
-    loads = loads if any(loads) else ([1, 8, 32], [])
-    bounds = {"ttft_s": ttft_ms, "tpot_s": tpot_ms, "e2el_s": e2el_ms}
-    bounds, more = {k: v / 1000 for k, v in bounds.items() if v}, _fields(engine_args, "engine-args")
-    w = Workload(n_requests=requests, n_prompt_tok=prompt_tok, n_output_tok=output_tok, spread=spread,
-                 n_prefix_tok=prefix_tok, vocab=vocab or _vocab(name), ignore_eos=not keep_eos, benchmark=benchmark)
-    server = {"model": served, "endpoint": endpoint, "as_text": as_text, "extra": more}
-    plan = ({"engine": engine} if engine else {}) | {"allow_specimens": allow_specimens}
-    how = {"repeats": repeats, "warmup": warmup, "seed": seed, "bounds": bounds}
-    with _target(name, base_url, server, engine, preset, w, load_format, more, plan) as target:
-        found, files = _measure(target, w, loads, name, plan, out, as_json, how)
+    found, files = _carry_out(SimpleNamespace(**locals()))
     say(dict(found) if as_json else found, lambda r: f"{r!r}\n{files}", as_json)
 
 # %% ../nbs/89_bench_commands.ipynb #c09
-def _vocab(name: Any): # ids that any model of that name has, at most 8192
+def _carry_out(o):
+    "The result, and where it lies; `o` holds the options."
+    from qwen_eval.bench.workloads import Workload
+    if not o.name and not o.base_url: raise ConfigError("Name a model to start, or a server with --base-url.")
+    loads = _numbers(o.concurrency, "concurrency", True), _numbers(o.rate, "rate", False)
+    bounds = {"ttft_s": o.ttft_ms, "tpot_s": o.tpot_ms, "e2el_s": o.e2el_ms}
+    o.more, o.loads = _fields(o.engine_args, "engine-args"), loads if any(loads) else ([1, 8, 32], [])
+    o.workload = Workload(n_requests=o.requests, n_prompt_tok=o.prompt_tok, n_output_tok=o.output_tok, spread=o.spread,
+                          n_prefix_tok=o.prefix_tok, vocab=o.vocab or _vocab(o.name), ignore_eos=not o.keep_eos,
+                          benchmark=o.benchmark)
+    o.plan = ({"engine": o.engine} if o.engine else {}) | {"allow_specimens": o.allow_specimens}
+    o.how = {"repeats": o.repeats, "warmup": o.warmup, "seed": o.seed,
+             "bounds": {k: v / 1000 for k, v in bounds.items() if v}}
+    with _target(o) as target: return _measure(target, o)
+
+def _vocab(name): # ids that any model of that name has, at most 8192
     from qwen_eval.models import model
     known = model(name).vocab if name else None
     return min(known or 256, 8192)
 
+# %% ../nbs/89_bench_commands.ipynb #c13
 @contextlib.contextmanager
-def _target(name, base_url, server, engine, preset, w, load_format, more, plan):
+def _target(o):
     from qwen_eval.bench.targets import ServerTarget, started
-    if base_url: yield ServerTarget(base_url, **server)
-    else:
-        room = w.context_tok if not w.benchmark else _room(name, w, plan)
-        with started(name, preset, engine, room, load_format, **more) as target: yield target
-
-def _room(name, w, plan): # tokens that an engine must hold for the prompts of a benchmark
     from qwen_eval.plans import required_context
-    return required_context(name, [w.benchmark], answer_tok=w.n_output_tok, **plan)
+    w = o.workload
+    if o.base_url: yield ServerTarget(o.base_url, o.served, o.endpoint, o.as_text, extra=o.more)
+    else:
+        room = w.context_tok
+        if w.benchmark: room = required_context(o.name, [w.benchmark], answer_tok=w.n_output_tok, **o.plan)
+        with started(o.name, o.preset, o.engine, room, o.load_format, **o.more) as target: yield target
 
-def _measure(target, w, loads, name, plan, out, quiet, how):
+def _measure(target, o):
     from qwen_eval.bench.measure import prompts_for, run_bench
     from qwen_eval.performance_figures import save_bench_figure
     from qwen_eval.settings import settings
-    folder = out or settings().reports / "bench"
-    prompts = prompts_for(w, name, how["seed"], **plan)
-    draft = folder / "unfinished.json"
-    found = run_bench(target, w, *loads, prompts=prompts, save=draft, progress=not quiet, **how)
+    folder = o.out or settings().reports / "bench"
+    prompts, draft = prompts_for(o.workload, o.name, o.seed, **o.plan), folder / "unfinished.json"
+    found = run_bench(target, o.workload, *o.loads, prompts=prompts, save=draft, progress=not o.as_json, **o.how)
     file = found.save(folder / f"{found['id']}.json")
     draft.unlink()
     if not any(p["ecdf"] for p in found["points"]):

@@ -139,6 +139,7 @@ def run_performance(
         usage={k: p[k] for k in ("energy_j", "power_w", "power_max_w", "utilisation")}, **_per(run, p, usd),
         load={"start_s": load if sessions else None, **{k: engine.get(k) for k in ("load_s", "compile_s")}}, usd=usd)
 
+# %% ../nbs/73_performance.ipynb #c26
 def _price(model, answers):
     "What tokens cost by the model's prices; None where it has none."
     dear, out = (model.get(f"usd_per_mtok_{k}") for k in ("in", "out"))

@@ -66,6 +66,7 @@ def bench_figure(
         _legend(fig, looks, result)
     return fig
 
+# %% ../nbs/81_figures.performance.ipynb #c14
 def _frame(ax, x, y):
     ax.set_xlabel(x, labelpad=2); ax.set_ylabel(y, labelpad=2)
     ax.grid(True); ax.set_axisbelow(True)
@@ -104,6 +105,7 @@ def _ecdf(ax, rows, looks):
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}")) # 100, not a power of ten
     ax.set_ylim(0, 1)
 
+# %% ../nbs/81_figures.performance.ipynb #c15
 def _legend(fig, looks, result):
     from matplotlib.lines import Line2D
     lines = [Line2D([], [], color=v["color"], ls=v["ls"], marker=v["marker"], ms=4, lw=1.2, mec=v["color"],

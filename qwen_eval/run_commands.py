@@ -37,6 +37,7 @@ def runs_list(as_json: JsonFlag = False):
         return table([r | b for r, b in zip(rows, brief, strict=True)], columns | said)
     say([summary(r) for r in list_runs()], text, as_json)
 
+# %% ../nbs/89_run_commands.ipynb #c14
 @runs.command("show")
 def runs_show(
     run: RunName,

@@ -296,6 +296,7 @@ def test_prompts_of_a_benchmark(lab):
     assert data["workload"]["benchmark"] == "gsm8k" and data["points"][0]["repeats"][0]["n_prompt_tok"] > 4 * 20
 
 
+@pytest.mark.slow
 def test_the_template_runs(lab):
     import papermill
     made = papermill.execute_notebook(
