@@ -59,6 +59,7 @@ class Server:
         words = ["--model", str(folder), "--served-model-name", "asked", "--port", str(port), "--host", "127.0.0.1",
                  "--max-model-len", str(o.prompt_tok + o.output_tok + 64), "--max-num-seqs", str(o.concurrency * 4),
                  "--generation-config", "vllm", "--no-enable-prefix-caching"]
+        if o.load_format: words += ["--load-format", o.load_format]
         if detect().kind == "cpu": words += ["--enforce-eager", "--kv-cache-memory-bytes", str(1 << 30)]
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING", "OMP_WAIT_POLICY": "PASSIVE",
                "VLLM_NO_USAGE_STATS": "1"}
@@ -134,11 +135,13 @@ def main():
     ask.add_argument("--rate", type=float, default=2.0, help="of the open loop; 0: none")
     ask.add_argument("--repeats", type=int, default=3)
     ask.add_argument("--warmup", type=int, default=8)
+    ask.add_argument("--load-format", help="vLLM's; dummy needs no weights, but config and tokenizer")
     ask.add_argument("--out", type=Path, default=Path("bench_against_vllm.json"))
     o = ask.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) # the server must not outlive us
     if not find_spec("vllm"): sys.exit("vLLM is not installed.")
     model = find_model(o.folder or "smollm2_135m")
-    folder, pairs = locate(model).path, {}
+    folder, pairs = locate(model, weights=o.load_format != "dummy").path, {}
     loads = [o.concurrency, *([o.rate] if o.rate else [])]
     with tempfile.TemporaryDirectory() as tmp:
         server = Server(folder, free_port(), Path(tmp) / "server.log", o)
