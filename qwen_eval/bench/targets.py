@@ -49,7 +49,6 @@ class Timing:
 # %% ../../nbs/76_bench.targets.ipynb #c06
 class EngineTarget:
     "An engine in this process or behind a socket; the caller closes it."
-    streams = False # Does it tell when each token came?
     def __init__(
         self,
         engine: Engine, # That runs
@@ -174,7 +173,6 @@ def in_a_thread(
 # %% ../../nbs/76_bench.targets.ipynb #c12
 class ServerTarget:
     "A server with OpenAI's routes."
-    streams = True
     def __init__(
         self,
         base_url: str, # Such as "http://localhost:8000/v1"; a missing /v1 is added
