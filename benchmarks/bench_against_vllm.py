@@ -145,6 +145,9 @@ def main():
     loads = [o.concurrency, *([o.rate] if o.rate else [])]
     with tempfile.TemporaryDirectory() as tmp:
         server = Server(folder, free_port(), Path(tmp) / "server.log", o)
+        found = {"started": now(), "device": str(detect()), "model": model.id, "environment": environment(),
+                 "how": {k: v for k, v in vars(o).items() if k not in ("out", "folder")},
+                 "server_start_s": server.start_s}
         try:
             for load in loads:
                 kept = pairs.setdefault("closed" if isinstance(load, int) else "open", [])
@@ -154,11 +157,9 @@ def main():
                     order = list(sides) if k % 2 == 0 else list(sides)[::-1]
                     kept.append({side: sides[side]() for side in order})
                     print("PAIR", load, {s: round(kept[-1][s]["output_tok_s"], 1) for s in order}, flush=True)
+                    found["loops"] = {loop: {"table": compare(p), "pairs": p} for loop, p in pairs.items()}
+                    o.out.write_text(json.dumps(found, indent=1) + "\n")
         finally: server.close()
-    found = {"started": now(), "device": str(detect()), "model": model.id, "environment": environment(),
-             "how": {k: v for k, v in vars(o).items() if k not in ("out", "folder")}, "server_start_s": server.start_s,
-             "loops": {loop: {"table": compare(p), "pairs": p} for loop, p in pairs.items()}}
-    o.out.write_text(json.dumps(found, indent=1) + "\n")
     for loop, x in found["loops"].items():
         print(f"{loop} loop\n{'figure':>14} {'ours':>10} {'vLLM':>10} {'ratio':>7}  ratios of pairs")
         for k, r in x["table"].items():
