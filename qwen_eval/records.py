@@ -49,6 +49,7 @@ class Request:
     max_tok: int = 1 # Output budget, thinking included
     stop: tuple[str, ...] = () # Texts that end the answer
     seed: int | None = None # Seed of the draw; None where nothing is drawn
+    ignore_eos: bool = False # Write to the budget, whatever the model says, as when speed is measured
     label_ids: tuple[int, ...] = () # Label tokens whose log-probability at the next position is wanted, (n_choices,)
     continuation_ids: tuple[tuple[int, ...], ...] = () # Continuations to score, shape (n_choices, ragged)
     prompt_hash: str = "" # First 16 hex digits of the SHA-256 of everything that shapes the answer

@@ -19,7 +19,7 @@ import struct
 import sys
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
@@ -285,6 +285,7 @@ class Session:
         writer: RunWriter, # Open
         n_items: int, # Items wanted
         epochs: int, # Repeats of each item
+        measure: Callable[[], dict[str, Any]] | None = None, # What was used until now; kept as `performance`
         **facts: Any, # What else the manifest shall say about this sitting
     ):
         manifest = read_manifest(writer.path)
@@ -295,6 +296,7 @@ class Session:
         self.n_wanted = self.n_items * epochs
         counts = dict.fromkeys(("n_completions", "n_errors", "n_prompt_tok", "n_output_tok"), 0)
         self.now = {"started": now(), "limit": n_items, **facts, **counts, "environment": environment()}
+        self.measure = measure
         self.save()
 
     def count(
@@ -312,6 +314,7 @@ class Session:
         "Bring the manifest up to date."
         self.saved = time.perf_counter()
         self.now |= {"generate_s": round(self.saved - self.begin, 3), "finished": now()}
+        if self.measure and (used := self.measure()): self.now["performance"] = used
         stage = generate_stage(self.n_done, self.n_items, self.epochs)
         update_manifest(self.path, sessions=[*self.before, self.now], stages={"generate": stage})
 

@@ -61,8 +61,12 @@ def _cells(r):
             **{k.replace("_", " "): str(r[k] or "") for k in STATUSES[1:]},
             "verdicts not read": str(r.get("unread_verdicts") or ""),
             "tok/s": "" if pretends else number(r["output_tok_s"] or None, ".0f"),
-            "seconds": "" if pretends else number(r["seconds"], ".1f"),
+            "seconds": "" if pretends else number(r["seconds"], ".1f"), "J/1,000 tok": _energy(r, number),
             "marks": _listed(r["marks"].upper(), "" if r["complete"] else "INCOMPLETE", _short(r["note"]))}
+
+def _energy(r, number):
+    used, n = r.get("energy_j"), r.get("n_output_tok")
+    return number(1000 * used / n, ",.0f") if used and n else ""
 
 def _listed(*texts): return ", ".join(filter(None, texts))
 def _short(note): return note if len(note) < 60 else note[:60].rpartition(" ")[0] + " ..."

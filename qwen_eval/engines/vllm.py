@@ -60,7 +60,8 @@ def sampling_args(
     given = {"n": 1, "temperature": s.temperature, "top_p": s.top_p, "top_k": max(s.top_k, 0), "min_p": 0.0,
              "repetition_penalty": s.repetition_penalty, "presence_penalty": 0.0, "frequency_penalty": 0.0,
              "seed": request.seed, "max_tokens": request.max_tok, "min_tokens": 0,
-             "stop": list(request.stop), "ignore_eos": False, "skip_special_tokens": True, "detokenize": True}
+             "stop": list(request.stop), "ignore_eos": request.ignore_eos, "skip_special_tokens": True,
+             "detokenize": True}
     if request.mode != "generate":
         given |= {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "seed": None,
                   "max_tokens": 1, "stop": [], "detokenize": False}
