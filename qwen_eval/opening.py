@@ -42,6 +42,9 @@ def check_engine(
         can = [n for n, x in plan.benchmark.variants.items() if engine.capabilities.serves(x.mode)]
         raise ConfigError(f"{plan.benchmark.id}/{plan.variant_name} needs {v.mode}, which the engine {i.name} does not "
                           f"give. Variants that it can serve: {', '.join(can) or 'none'}.")
+    if plan.protocol.end_thinking and v.mode == "generate" and not engine.capabilities.thinking_budget:
+        raise ConfigError(f"The engine {i.name} cannot end thinking at a budget. Take vLLM, or leave it to the model "
+                          "(end_thinking=False).")
     loaded = i.effective.get("checkpoint")
     if plan.located and loaded and Path(loaded).resolve() != plan.located.path.resolve():
         raise ConfigError(f"The engine has loaded {loaded}; the run is planned for {plan.located.path}.")

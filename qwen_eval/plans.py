@@ -30,7 +30,7 @@ from .models import Model, model as find_model, read_json
 from .presets import Preset, engine_args, preset as find_preset
 from .prompts import prompts
 from .protocols import (Protocol, check_protocol, max_model_len, n_epochs, protocol as find_protocol,
-                                 vendor_protocol)
+                                 thinking_end, vendor_protocol)
 from .records import Completion, Item, Request
 from .requests import ByteTokenizer, build_requests, output_budget
 from .scorers.text import batch_scorers, scorers
@@ -107,6 +107,7 @@ def fingerprint(
     if v.mode == "generate":
         how |= {"max_tok": p.max_tok(v.answer), "thinking": p.thinking, "sampling": asdict(p.sampling)}
         if p.temperatures: how["temperatures"] = dict(p.temperatures)
+        if p.end_thinking: how["end_thinking"] = {"thinking_tok": p.thinking_tok, "text": thinking_end(m)}
     lora = plan.located.adapter if plan.located else None
     on_top = {"adapter": lora.revision if lora else m.adapter} if m.adapter else {}
     judged = {"judge": plan.judge} if plan.judge else {}

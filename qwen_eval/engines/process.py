@@ -34,7 +34,7 @@ from ..records import Completion, Request, from_json, to_json
 @dataclass(frozen=True, kw_only=True)
 class Message:
     "What goes over the wire; tickets are the client's own numbers."
-    op: str # "hello", "submit", "abort", "done" or "died"
+    op: str # "hello", "submit", "abort", "stats", "done" or "died"
     requests: tuple[tuple[int, Request], ...] = () # Of `submit`: ticket and request
     completions: tuple[tuple[int, Completion], ...] = () # Of `done`: ticket and answer
     tickets: tuple[int, ...] = () # Of `abort`
@@ -42,6 +42,8 @@ class Message:
     info: EngineInfo | None = None # Of `hello`
     window: int = 0 # Of `hello`: requests that a client should keep in flight
     text: str = "" # Of `died`: what went wrong
+    restart: bool = False # Of a client's `stats`: count from zero afterwards?
+    stats: dict[str, Any] | None = None # Of a server's `stats`: what the engine has counted
 
 def _pack(message): # bytes
     import msgspec
@@ -135,6 +137,8 @@ class Server:
                 ours = self.engine.submit(request)
                 self._routes[ours], client.tickets[theirs] = (client, theirs), ours
         elif message.op == "abort": self._abort(client, message.tickets)
+        elif message.op == "stats":
+            client.outbox.put(Message(op="stats", stats=self.engine.stats(message.restart)))
         elif message.op == "died": print(message.text, flush=True) # one client's connection, not the engine
 
     def _abort(self, client, tickets):
@@ -206,9 +210,17 @@ class RemoteEngine(Engine):
         while True:
             blocked = wait and mine and not mine & self._done.keys()
             if not blocked and self._inbox.empty(): return
-            for ticket, completion in self._receive().completions:
-                if ticket in self._live: self._done[ticket] = completion
-                self._live.discard(ticket)
+            self._keep(self._receive())
+
+    def _keep(self, message):
+        for ticket, completion in message.completions:
+            if ticket in self._live: self._done[ticket] = completion
+            self._live.discard(ticket)
+
+    def stats(self, restart=False):
+        self._channel.outbox.put(Message(op="stats", restart=restart))
+        while (message := self._receive()).op != "stats": self._keep(message)
+        return message.stats
 
     def _receive(self, timeout_s=None):
         try: message = self._inbox.get(timeout=timeout_s)[1]
