@@ -43,13 +43,13 @@ from qwen_eval.plans import plan_run
 from qwen_eval.presets import engine_args, preset
 from qwen_eval.records import Request
 
-LIMITS = {"jobs": 380, "process": 200, "equal": 110, "thinking": 560, "inproc": 150} # seconds
-FULL = {"gsm": 660, "gsm_tok": 256, "gsm_shots": 8, "arc": 1172, "arc_shots": 6, "repeats": 3, "kit": 600,
-        "kit_plain": 150, "hella": 500, "think": 300, "median": 2048, "p95": 8192, "cap": 16384, "budget": 4096,
-        "after": 256, "context": 17408, "check": 100}
-TINY = {"gsm": 24, "gsm_tok": 8, "gsm_shots": 2, "arc": 30, "arc_shots": 1, "repeats": 2, "kit": 8, "kit_plain": 4,
-        "hella": 6, "think": 10, "median": 16, "p95": 64, "cap": 128, "budget": 32, "after": 8, "context": 2048,
-        "check": 4}
+LIMITS = {"jobs": 380, "process": 200, "equal": 110, "thinking": 460, "inproc": 130} # seconds
+FULL = {"gsm": 660, "gsm_tok": 256, "gsm_shots": 8, "arc": 1172, "arc_shots": 6, "repeats": 3, "shared": 504,
+        "kit": 600, "kit_plain": 150, "hella": 500, "hella_shots": 10, "check": 100, "context": 17408,
+        "think": 300, "median": 2048, "p95": 8192, "cap": 16384, "budget": 4096, "after": 256}
+TINY = {"gsm": 24, "gsm_tok": 8, "gsm_shots": 2, "arc": 30, "arc_shots": 1, "repeats": 2, "shared": 56,
+        "kit": 4, "kit_plain": 1, "hella": 2, "hella_shots": 0, "check": 1, "context": 2048,
+        "think": 10, "median": 32, "p95": 90, "cap": 128, "budget": 48, "after": 8}
 
 
 class Spread(WorkerFacts):
@@ -205,12 +205,12 @@ def arc_like(b, engine):
         b.ours("arc-like", engine, "arc_challenge", rep, **how)
 
 
-def kit_questions(n, n_context, seed):
-    "The kit's shapes: 504 tokens that all share, some of one's own, four continuations of 8 random tokens."
+def kit_questions(n, n_shared, n_own, seed):
+    "The kit's shapes: 504 tokens that all share, 70 of one's own, four continuations of 8 random tokens."
     rng = random.Random(seed)
     def ids(k): return tuple(rng.randrange(1000, 150000) for _ in range(k))
-    shared = ids(504)
-    return [Request(item_id=str(i), mode="continuations", prompt_ids=shared + ids(n_context - 504),
+    shared = ids(n_shared)
+    return [Request(item_id=str(i), mode="continuations", prompt_ids=shared + ids(n_own),
                     continuation_ids=tuple(ids(8) for _ in range(4))) for i in range(n)]
 
 
@@ -228,10 +228,10 @@ def timed(b, job, engine, questions, rep, plain=False):
 
 def continuations(b, engine):
     for rep in range(b.n["repeats"]):
-        questions = kit_questions(b.n["kit"], 574, rep)
+        questions = kit_questions(b.n["kit"], b.n["shared"], 70, rep)
         timed(b, "continuations, kit", engine, questions[:b.n["kit_plain"]], rep, plain=True)
         timed(b, "continuations, kit", engine, questions, rep)
-    questions = kit_questions(b.n["kit"], 576, 7) # whole blocks: the first token has to be asked for by itself
+    questions = kit_questions(b.n["kit"], b.n["shared"], 72, 7) # whole blocks: the first token is asked for by itself
     timed(b, "continuations, kit, whole blocks", engine, questions[:b.n["kit_plain"]], 0, plain=True)
     timed(b, "continuations, kit, whole blocks", engine, questions, 0)
 
@@ -243,7 +243,7 @@ def hellaswag_items():
 
 
 def hellaswag(b, engine):
-    how = {"variant": "cloze", "limit": b.n["hella"], "item_set": hellaswag_items(), "seed": 0}
+    how = {"variant": "cloze", "n_shot": b.n["hella_shots"], "limit": b.n["hella"], "item_set": hellaswag_items()}
     for rep in range(b.n["repeats"]):
         empty_cache(engine)
         b.ours("hellaswag", engine, "hellaswag", rep, **how)
@@ -255,9 +255,9 @@ def hellaswag(b, engine):
 def equality(b, engine, dtype):
     "Sums from the prefix cache against the plain way, and the plain way against itself in another order."
     if detect().kind == "cuda": engine._engine.collective_rpc("spread_weights")
-    how = {"variant": "cloze", "limit": b.n["check"], "item_set": hellaswag_items(), "seed": 0}
-    sets = {"kit, 574": kit_questions(b.n["check"], 574, 3), "kit, 576": kit_questions(b.n["check"], 576, 3),
-            "hellaswag": b.asked("hellaswag", engine, **how)[1]}
+    how = {"variant": "cloze", "n_shot": b.n["hella_shots"], "limit": b.n["check"], "item_set": hellaswag_items()}
+    sets = {f"kit, {504 + own}": kit_questions(b.n["check"], b.n["shared"], own, 3) for own in (70, 72)}
+    sets["hellaswag"] = b.asked("hellaswag", engine, **how)[1]
     for name, questions in sets.items():
         sums = []
         for order in (questions, questions[::-1]):
@@ -407,16 +407,20 @@ def summary(rows):
 
 def conduct(options):
     options.out.mkdir(parents=True, exist_ok=True)
-    ends = {}
+    ends, started = {}, time.monotonic()
     for name in options.stages:
+        limit_s = min(LIMITS[name], options.total_s - (time.monotonic() - started))
+        if limit_s < 30:
+            ends[name] = "not begun, no time left"
+            continue
         command = [sys.executable, __file__, options.model, "--stage", name, "--out", str(options.out),
-                   "--limit-s", str(options.limit_s or LIMITS[name])]
+                   "--limit-s", str(limit_s)]
         command += ["--small", options.small] if options.small else []
         command += ["--tiny"] if options.tiny else []
         begin = time.monotonic()
         with open(options.out / f"{name}.log", "w") as log:
             stage = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-            try: ends[name] = stage.wait(timeout=options.limit_s or LIMITS[name])
+            try: ends[name] = stage.wait(timeout=limit_s)
             except subprocess.TimeoutExpired: ends[name] = "out of time"
             with contextlib.suppress(ProcessLookupError): os.killpg(stage.pid, signal.SIGKILL) # what it left behind
             stage.wait()
@@ -437,7 +441,8 @@ def main():
     ask.add_argument("--small", help="folder of the small model, for the stage equal")
     ask.add_argument("--out", type=Path, default=Path("gpu_overhead"))
     ask.add_argument("--stages", nargs="+", choices=list(LIMITS), default=list(LIMITS))
-    ask.add_argument("--limit-s", type=float, help="seconds of each stage; by default its own")
+    ask.add_argument("--total-s", type=float, default=3600, help="seconds of all stages together")
+    ask.add_argument("--limit-s", type=float, help=argparse.SUPPRESS)
     ask.add_argument("--tiny", action="store_true", help="small numbers, weights as they lie there")
     ask.add_argument("--stage", choices=list(LIMITS), help=argparse.SUPPRESS)
     options = ask.parse_args()

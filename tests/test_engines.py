@@ -477,10 +477,9 @@ def test_thinking_ends_at_its_budget_and_the_answer_follows_from_there(vllm_engi
     assert whole.finish_reason == "length" and not whole.text and not whole.thinking_forced and whole.n_output_tok == 30
     assert c.thinking_forced and (c.n_thinking_tok, c.n_output_tok, c.n_prompt_tok) == (18, 28, 35)
     assert c.thinking and whole.thinking.startswith(c.thinking[:-1]) and c.finish_reason == "length"
-    ids = vllm_engine._tokenizer(c.thinking, add_special_tokens=False).input_ids
     before = replace(asked, prompt="", prompt_ids=second_prompt(vllm_engine, asked), max_tok=10, thinking_tok=0)
     (plain,) = vllm_engine.run([before]) # what a model says that is asked with all of it as the prompt
-    assert c.text == plain.text and len(ids) <= 18 + 2
+    assert c.text == plain.text
     assert 0 <= c.queue_s <= c.ttft_s <= c.latency_s
 
 
