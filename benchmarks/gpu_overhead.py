@@ -342,7 +342,7 @@ def warm(b, engine):
     "Nothing is measured that happens once a process: imports, tokenizer, the first call of each kind."
     for what, how in (("gsm8k", gsm_how(b.n, 9)), ("arc_challenge", arc_how(b.n, 9))):
         with tempfile.TemporaryDirectory(dir=b.runs) as runs:
-            evaluate(b.o.model, what, "performance", engine=engine, progress=False, runs=runs, **{**how, "limit": 8})
+            evaluate(b.o.model, what, "performance", engine=engine, progress=False, runs=runs, **{**how, "limit": 64})
 
 
 def process(b):
@@ -447,6 +447,7 @@ def main():
     ask.add_argument("--stage", choices=list(LIMITS), help=argparse.SUPPRESS)
     options = ask.parse_args()
     if not options.stage: return conduct(options)
+    os.environ.pop("TOKENIZERS_PARALLELISM", None) # as a user has it: tokenizers use all cores
     globals()[options.stage](Bench(options))
     return 0
 
