@@ -323,7 +323,9 @@ def forced_end(b, engine, rep):
     def cut(r): # weights that are made up open no block; who would end before the budget ends there
         n, r = wanted[r.item_id], replace(r, prompt=r.prompt + "<think>\n", prompt_ids=r.prompt_ids + opened)
         return replace(r, max_tok=n, thinking_tok=0) if n <= b.n["budget"] else r
-    def whole(r): return replace(cut(r), thinking_tok=0)
+    def whole(r): # as many tokens produced, in one go
+        r = cut(r)
+        return replace(r, thinking_tok=0, max_tok=r.max_tok - len(r.thinking_end) * (r.thinking_tok > 0))
     b.bare("thinking ended at a budget", engine, list(map(whole, requests)), rep)
     empty_cache(engine)
     b.ours("thinking ended at a budget", engine, "gsm8k", rep, change=cut, **how)
