@@ -111,7 +111,7 @@ def joined(
     if still_thinking(request, a): return f"{a}</think>{b}", True, False
     text = a + b
     if decode(list(parts[0].token_ids)).endswith("\ufffd"): # the seam lies within a character
-        text = decode([i for p in parts for i in p.token_ids])
+        text = decode([i for p in parts for i in p.token_ids]).rstrip("\ufffd")
     begin = max(0, len(a) - max(map(len, request.stop), default=0))
     found = [at for s in request.stop if (at := text.find(s, begin)) >= 0]
     return (text[:min(found)], False, True) if found else (text, False, False)
