@@ -45,10 +45,10 @@ from qwen_eval.records import Request
 
 LIMITS = {"jobs": 380, "process": 200, "equal": 110, "thinking": 460, "inproc": 130} # seconds
 FULL = {"gsm": 660, "gsm_tok": 256, "gsm_shots": 8, "arc": 1172, "arc_shots": 6, "repeats": 3, "shared": 504,
-        "kit": 600, "kit_plain": 150, "hella": 500, "hella_shots": 10, "check": 100, "context": 17408,
+        "kit": 600, "kit_plain": 150, "hella": 500, "hella_plain": 250, "hella_shots": 10, "check": 100, "context": 17408,
         "think": 300, "median": 2048, "p95": 8192, "cap": 16384, "budget": 4096, "after": 256}
 TINY = {"gsm": 24, "gsm_tok": 8, "gsm_shots": 2, "arc": 30, "arc_shots": 1, "repeats": 2, "shared": 56,
-        "kit": 4, "kit_plain": 1, "hella": 2, "hella_shots": 0, "check": 1, "context": 2048,
+        "kit": 4, "kit_plain": 1, "hella": 2, "hella_plain": 1, "hella_shots": 0, "check": 1, "context": 2048,
         "think": 10, "median": 32, "p95": 90, "cap": 128, "budget": 48, "after": 8}
 
 
@@ -93,8 +93,7 @@ class Bench:
         args = engine_args(preset("performance"), find_model(path), device, self.n["context"])
         if self.o.tiny: args |= {"max_num_seqs": 8, "dtype": "float32"}
         else: args |= {"dtype": "bfloat16", "load_format": "dummy"}
-        if device.kind == "cuda": args["worker_extension_cls"] = "gpu_overhead.Spread"
-        return {**args, **more}
+        return {**args, "worker_extension_cls": "gpu_overhead.Spread", **more}
 
     def engine(self, path=None, **more):
         begin, path = time.perf_counter(), path or self.o.model
@@ -249,14 +248,14 @@ def hellaswag(b, engine):
         b.ours("hellaswag", engine, "hellaswag", rep, **how)
     requests = b.asked("hellaswag", engine, **how)[1]
     timed(b, "hellaswag, engine alone", engine, requests, 0)
-    timed(b, "hellaswag, engine alone", engine, requests, 0, plain=True)
+    timed(b, "hellaswag, engine alone", engine, requests[:b.n["hella_plain"]], 0, plain=True)
 
 
-def equality(b, engine, dtype):
+def equality(b, engine, dtype, n):
     "Sums from the prefix cache against the plain way, and the plain way against itself in another order."
     if detect().kind == "cuda": engine._engine.collective_rpc("spread_weights")
-    how = {"variant": "cloze", "n_shot": b.n["hella_shots"], "limit": b.n["check"], "item_set": hellaswag_items()}
-    sets = {f"kit, {504 + own}": kit_questions(b.n["check"], b.n["shared"], own, 3) for own in (70, 72)}
+    how = {"variant": "cloze", "n_shot": b.n["hella_shots"], "limit": n, "item_set": hellaswag_items()}
+    sets = {f"kit, {504 + own}": kit_questions(n, b.n["shared"], own, 3) for own in (70, 72)}
     sets["hellaswag"] = b.asked("hellaswag", engine, **how)[1]
     for name, questions in sets.items():
         sums = []
@@ -337,7 +336,7 @@ def jobs(b):
         warm(b, engine)
         for work in (gsm8k_like, arc_like, continuations, hellaswag): b.job(work, engine)
         if hasattr(engine, "stats"): b.row("statistics", "engine", stats=engine.stats())
-        b.job(equality, engine, "float32" if b.o.tiny else "bfloat16")
+        b.job(equality, engine, "float32" if b.o.tiny else "bfloat16", max(1, b.n["check"] // 3))
 
 
 def warm(b, engine):
@@ -362,7 +361,7 @@ def equal(b):
     own = {} if b.o.tiny else {"dtype": "float32", "enforce_eager": True, "gpu_memory_utilization": 0.5,
                                "max_model_len": 4096}
     b.o.model = b.o.small or b.o.model
-    with b.engine(b.o.model, **own) as engine: b.job(equality, engine, "float32")
+    with b.engine(b.o.model, **own) as engine: b.job(equality, engine, "float32", b.n["check"])
 
 
 def thinking(b):
@@ -450,6 +449,8 @@ def main():
     options = ask.parse_args()
     if not options.stage: return conduct(options)
     os.environ.pop("TOKENIZERS_PARALLELISM", None) # as a user has it: tokenizers use all cores
+    found = [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH")] # workers look for Spread
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, found))
     globals()[options.stage](Bench(options))
     return 0
 
