@@ -45,8 +45,8 @@ from qwen_eval.records import Request
 
 LIMITS = {"jobs": 380, "process": 200, "equal": 110, "thinking": 460, "inproc": 130} # seconds
 FULL = {"gsm": 660, "gsm_tok": 256, "gsm_shots": 8, "arc": 1172, "arc_shots": 6, "repeats": 3, "shared": 504,
-        "kit": 600, "kit_plain": 150, "hella": 500, "hella_plain": 250, "hella_shots": 10, "check": 100, "context": 17408,
-        "think": 300, "median": 2048, "p95": 8192, "cap": 16384, "budget": 4096, "after": 256}
+        "kit": 600, "kit_plain": 150, "hella": 500, "hella_plain": 250, "hella_shots": 10, "check": 100,
+        "context": 17408, "think": 300, "median": 2048, "p95": 8192, "cap": 16384, "budget": 4096, "after": 256}
 TINY = {"gsm": 24, "gsm_tok": 8, "gsm_shots": 2, "arc": 30, "arc_shots": 1, "repeats": 2, "shared": 56,
         "kit": 4, "kit_plain": 1, "hella": 2, "hella_plain": 1, "hella_shots": 0, "check": 1, "context": 2048,
         "think": 10, "median": 32, "p95": 90, "cap": 128, "budget": 48, "after": 8}
