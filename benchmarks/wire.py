@@ -63,7 +63,7 @@ def http_server(command, port, log):
     with open(log, "w") as file:
         server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
     try:
-        end = time.monotonic() + 240
+        end = time.monotonic() + 600
         while True:
             if server.poll() is not None or time.monotonic() > end: raise SystemExit(f"no server; see {log}")
             try:

@@ -245,17 +245,6 @@ def output_budget(
     "How many tokens an engine may produce for one request."
     return protocol.max_tok(variant.answer) if variant.mode == "generate" else 1
 
-# %% ../nbs/31_requests.ipynb #c60
-def _bound(protocol, variant, model, tokenizer, max_tok, known):
-    "Fields of a request whose thinking is ended at its budget; none where it is left to the model."
-    if not protocol.end_thinking or variant.mode != "generate" or tokenizer is None: return {}
-    if "end" not in known: known["end"] = tuple(encode(tokenizer, [thinking_end(model)], special=False)[0])
-    if protocol.thinking_tok <= (n := len(known["end"])):
-        raise ConfigError(f"thinking_tok is {protocol.thinking_tok}, and the words that end thinking take {n} of them; "
-                          "set it higher.")
-    budget = protocol.thinking_tok - (output_budget(variant, protocol) - max_tok)
-    return {"thinking_tok": budget, "thinking_end": known["end"]} if budget > n else {}
-
 # %% ../nbs/31_requests.ipynb #c44
 def _told(variant):
     "The builder, with the variant's instruction in place of its own."
@@ -267,6 +256,16 @@ def _label_ids(tokenizer, text, labels, chat, beside):
     except ConfigError:
         if beside: return ()
         raise
+
+def _bound(protocol, variant, model, tokenizer, max_tok, known):
+    "Fields of a request whose thinking is ended at its budget; none where it is left to the model."
+    if not protocol.end_thinking or variant.mode != "generate" or tokenizer is None: return {}
+    if "end" not in known: known["end"] = tuple(encode(tokenizer, [thinking_end(model)], special=False)[0])
+    if protocol.thinking_tok <= (n := len(known["end"])):
+        raise ConfigError(f"thinking_tok is {protocol.thinking_tok}, and the words that end thinking take {n} of them; "
+                          "set it higher.")
+    budget = protocol.thinking_tok - (output_budget(variant, protocol) - max_tok)
+    return {"thinking_tok": budget, "thinking_end": known["end"]} if budget > n else {}
 
 # %% ../nbs/31_requests.ipynb #c46
 def _drafts(items, build, shots, variant, tokenizer, thinking, system):
