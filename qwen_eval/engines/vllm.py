@@ -116,6 +116,29 @@ def joined(
     found = [at for s in request.stop if (at := text.find(s, begin)) >= 0]
     return (text[:min(found)], False, True) if found else (text, False, False)
 
+# %% ../../nbs/41_engines.vllm.ipynb #c39
+def _failure(outputs, continuations): # what went wrong, or ""
+    for o in outputs:
+        reason = o.outputs[0].finish_reason
+        if reason not in ("stop", "length"): return f"the engine ended with {reason!r}"
+    for i, c in enumerate(continuations):
+        if not math.isfinite(c.logprob): return f"the engine gives continuation {i} a log-likelihood of {c.logprob}"
+    return ""
+
+def _labels(request, output): # shape (n_choices,), nats
+    if not request.label_ids: return ()
+    first = output.logprobs[0] if output.logprobs else {}
+    found = [first[t].logprob if t in first else None for t in request.label_ids]
+    return tuple(x if x is not None and math.isfinite(x) else None for x in found)
+
+def _times(before, outputs): # by the scheduler's clock; vLLM gives none where its statistics are off
+    found, last = ([o.metrics for o in x if o.metrics and o.metrics.last_token_ts] for x in (before, outputs))
+    if not found: return {}
+    begin = min(m.queued_ts for m in found)
+    return {"queue_s": min(m.scheduled_ts for m in found) - begin,
+            "ttft_s": max(m.first_token_ts for m in found) - begin,
+            "latency_s": max(m.last_token_ts for m in last) - begin}
+
 # %% ../../nbs/41_engines.vllm.ipynb #c20
 def to_completion(
     request: Request, # Asked
@@ -145,28 +168,6 @@ def _said(request, parts, end_think, decode): # the fields that hold text, and w
         n_think = ids.index(end_think) + 1 if end_think in ids else 0 if answer else len(ids)
     return {"text": answer, "thinking": thinking, "n_output_tok": len(ids), "n_thinking_tok": n_think,
             "thinking_forced": forced, "finish_reason": "stop" if stopped else parts[-1].finish_reason}
-
-def _failure(outputs, continuations): # what went wrong, or ""
-    for o in outputs:
-        reason = o.outputs[0].finish_reason
-        if reason not in ("stop", "length"): return f"the engine ended with {reason!r}"
-    for i, c in enumerate(continuations):
-        if not math.isfinite(c.logprob): return f"the engine gives continuation {i} a log-likelihood of {c.logprob}"
-    return ""
-
-def _labels(request, output): # shape (n_choices,), nats
-    if not request.label_ids: return ()
-    first = output.logprobs[0] if output.logprobs else {}
-    found = [first[t].logprob if t in first else None for t in request.label_ids]
-    return tuple(x if x is not None and math.isfinite(x) else None for x in found)
-
-def _times(before, outputs): # by the scheduler's clock; vLLM gives none where its statistics are off
-    found, last = ([o.metrics for o in x if o.metrics and o.metrics.last_token_ts] for x in (before, outputs))
-    if not found: return {}
-    begin = min(m.queued_ts for m in found)
-    return {"queue_s": min(m.scheduled_ts for m in found) - begin,
-            "ttft_s": max(m.first_token_ts for m in found) - begin,
-            "latency_s": max(m.last_token_ts for m in last) - begin}
 
 # %% ../../nbs/41_engines.vllm.ipynb #c26
 @dataclass
