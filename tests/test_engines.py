@@ -506,6 +506,17 @@ def test_a_bounded_answer_is_the_same_again_and_from_a_process(vllm_engine, vllm
 
 
 @pytest.mark.engine
+def test_repeats_find_their_prompt_in_the_cache_and_can_be_asked_alone(vllm_engine):
+    block = vllm_engine.info.effective["block_size"]
+    ids = tuple(5 + (i * 11) % 300 for i in range(2 * block + 20))
+    asked = [Request(item_id="a", epoch=e, seed=70 + e, sampling=DRAWN, prompt_ids=ids, max_tok=8) for e in range(4)]
+    said = {c.epoch: c for c in vllm_engine.run(asked)}
+    assert sum(c.n_cached_tok for c in said.values()) >= 3 * 2 * block and len({c.text for c in said.values()}) > 1
+    (alone,) = vllm_engine.run([asked[2]]) # as after a run that stopped between two repeats
+    assert alone.text == said[2].text
+
+
+@pytest.mark.engine
 def test_what_does_not_think_is_not_ended(vllm_engine):
     plain = Request(item_id="a", **{**OPEN, "prompt": "x"})
     (c,), (whole,) = vllm_engine.run([plain]), vllm_engine.run([unbounded(plain)])
