@@ -9,10 +9,12 @@ vLLM's LLM.generate does it, with detokenisation. Preset `performance` on both s
 each job, sides alternating. `--tiny` runs the same with small numbers on weights that are there, to try the script.
 
 Each stage is a process with a time limit; each row is on the disk when it is made, whatever happens later:
-jobs      GSM8K-like, ARC-like by label positions, continuations on the kit's shapes and on HellaSwag
+jobs      GSM8K-like, ARC-like by label positions, continuations on the kit's shapes
 process   GSM8K-like and ARC-like through the engine process of a study
 equal     continuations from the prefix cache against the plain way, float32, weights with real spread
-thinking  300 requests of log-normal length; thinking ended at a budget against as many tokens in one go
+hella     continuations of real HellaSwag items; equality in bfloat16
+thinking  300 requests of log-normal length
+budget    thinking ended at a budget against as many tokens in one go
 inproc    GSM8K-like with the engine's core in this process (VLLM_ENABLE_V1_MULTIPROCESSING=0)
 """
 import argparse
@@ -43,7 +45,7 @@ from qwen_eval.plans import plan_run
 from qwen_eval.presets import engine_args, preset
 from qwen_eval.records import Request
 
-LIMITS = {"jobs": 380, "process": 200, "equal": 110, "thinking": 460, "inproc": 130} # seconds
+LIMITS = {"jobs": 360, "process": 200, "equal": 110, "hella": 240, "thinking": 520, "budget": 420, "inproc": 130} # s
 FULL = {"gsm": 660, "gsm_tok": 256, "gsm_shots": 8, "arc": 1172, "arc_shots": 6, "repeats": 3, "shared": 504,
         "kit": 600, "kit_plain": 150, "hella": 500, "hella_plain": 250, "hella_shots": 10, "check": 100,
         "context": 17408, "think": 300, "median": 2048, "p95": 8192, "cap": 16384, "budget": 4096, "after": 256}
@@ -334,8 +336,14 @@ def forced_end(b, engine, rep):
 def jobs(b):
     with b.engine() as engine:
         warm(b, engine)
-        for work in (gsm8k_like, arc_like, continuations, hellaswag): b.job(work, engine)
-        if hasattr(engine, "stats"): b.row("statistics", "engine", stats=engine.stats())
+        for work in (gsm8k_like, arc_like, continuations): b.job(work, engine)
+        b.row("statistics", "engine", stats=engine.stats())
+
+
+def hella(b):
+    with b.engine() as engine:
+        warm(b, engine)
+        b.job(hellaswag, engine)
         b.job(equality, engine, "float32" if b.o.tiny else "bfloat16", max(1, b.n["check"] // 3))
 
 
@@ -365,10 +373,15 @@ def equal(b):
 
 
 def thinking(b):
-    begin = time.perf_counter()
     with b.engine() as engine:
         warm(b, engine)
         b.job(thinking_like, engine)
+
+
+def budget(b):
+    begin = time.perf_counter()
+    with b.engine() as engine:
+        warm(b, engine)
         for rep in range(b.n["repeats"]):
             started = time.perf_counter()
             b.job(forced_end, engine, rep)
