@@ -20,7 +20,7 @@ from .datasets.declared import Benchmark, Variant
 from .errors import ConfigError
 from .models import Model
 from .prompts import Block, as_messages, as_text, choose_shots, prompts, rank_pool
-from .protocols import Protocol
+from .protocols import Protocol, thinking_end
 from .records import Completion, Item, Request, Sampling
 from .shots import lm_eval_shots
 
@@ -231,6 +231,8 @@ def prompt_hash(
     said = () if r.prompt_ids else (r.prompt, [(m["role"], m["content"]) for m in r.messages], *r.tools)
     ids = (r.prompt_ids, r.label_ids, *r.continuation_ids)
     shape = (r.mode, [float(x) for x in astuple(r.sampling)], r.max_tok, r.stop, r.seed, said, [len(i) for i in ids])
+    if r.thinking_tok: shape += (r.thinking_tok, r.thinking_end)
+    if r.structured: shape += (json.dumps(r.structured, sort_keys=True),)
     h = hashlib.sha256(repr(shape).encode())
     for i in ids: h.update(struct.pack(f"<{len(i)}I", *i))
     return h.hexdigest()[:16]
@@ -254,6 +256,16 @@ def _label_ids(tokenizer, text, labels, chat, beside):
     except ConfigError:
         if beside: return ()
         raise
+
+def _bound(protocol, variant, model, tokenizer, max_tok, known):
+    "Fields of a request whose thinking is ended at its budget; none where it is left to the model."
+    if not protocol.end_thinking or variant.mode != "generate" or tokenizer is None: return {}
+    if "end" not in known: known["end"] = tuple(encode(tokenizer, [thinking_end(model)], special=False)[0])
+    if protocol.thinking_tok <= (n := len(known["end"])):
+        raise ConfigError(f"thinking_tok is {protocol.thinking_tok}, and the words that end thinking take {n} of them; "
+                          "set it higher.")
+    budget = protocol.thinking_tok - (output_budget(variant, protocol) - max_tok)
+    return {"thinking_tok": budget, "thinking_end": known["end"]} if budget > n else {}
 
 # %% ../nbs/31_requests.ipynb #c46
 def _drafts(items, build, shots, variant, tokenizer, thinking, system):
@@ -290,7 +302,8 @@ def _request(draft, variant, model, tokenizer, protocol, known):
     return Request(item_id=item.id, mode=variant.mode, prompt=text, prompt_ids=tuple(ids), messages=turns,
                    tools=block.tools, max_tok=max_tok, stop=variant.stop if drawn else (),
                    sampling=protocol.sampling_of(item.stratum) if drawn else Sampling(),
-                   label_ids=known[end], continuation_ids=tuple(map(tuple, endings)))
+                   label_ids=known[end], continuation_ids=tuple(map(tuple, endings)),
+                   **_bound(protocol, variant, model, tokenizer, max_tok, known))
 
 def _seal(request, epoch, seed):
     drawn = request_seed(seed, request.item_id, epoch) if request.sampling.temperature > 0 else None

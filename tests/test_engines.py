@@ -3,6 +3,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -453,10 +454,126 @@ def test_an_interrupt_leaves_the_engine_whole(vllm_engine, monkeypatch):
 
 @pytest.mark.engine
 def test_wrong_engine_arguments_are_refused_before_loading(vllm_engine, vllm_process, tiny):
-    from qwen_eval.engines.vllm import VLLMEngine, _load
+    from qwen_eval.engines.vllm import VLLMEngine
+    from qwen_eval.engines.vllm_load import load_vllm
     with pytest.raises(ConfigError, match="open in this process"): VLLMEngine(tiny, ARGS)
-    with pytest.raises(UnknownNameError, match="max_num_seqs"): _load(tiny, {"max_num_seq": 8}, 0)
-    with pytest.raises(ConfigError, match="bfloat61"): _load(tiny, {"dtype": "bfloat61"}, 0)
+    with pytest.raises(UnknownNameError, match="max_num_seqs"): load_vllm(tiny, {"max_num_seq": 8}, 0)
+    with pytest.raises(ConfigError, match="bfloat61"): load_vllm(tiny, {"dtype": "bfloat61"}, 0)
+
+
+# ---------------------------------------------------------------- thinking with a bound, forms, counts
+END = (2, 200) # </think> and one token more
+OPEN = {"prompt": "<think>", "prompt_ids": tuple(range(5, 40)), "max_tok": 30, "thinking_tok": 20, "thinking_end": END}
+DRAWN = Sampling(temperature=0.9, top_k=50)
+
+
+def unbounded(request): return replace(request, thinking_tok=0)
+
+
+@pytest.mark.engine
+def test_thinking_ends_at_its_budget_and_the_answer_follows_from_there(vllm_engine):
+    asked = Request(item_id="a", **OPEN)
+    (whole,), (c,) = vllm_engine.run([unbounded(asked)]), vllm_engine.run([asked])
+    assert whole.finish_reason == "length" and not whole.text and not whole.thinking_forced and whole.n_output_tok == 30
+    assert c.thinking_forced and (c.n_thinking_tok, c.n_output_tok, c.n_prompt_tok) == (18, 28, 35)
+    assert c.thinking and whole.thinking.startswith(c.thinking[:-1]) and c.finish_reason == "length"
+    before = replace(asked, prompt="", prompt_ids=second_prompt(vllm_engine, asked), max_tok=10, thinking_tok=0)
+    (plain,) = vllm_engine.run([before]) # what a model says that is asked with all of it as the prompt
+    assert c.text == plain.text
+    assert 0 <= c.queue_s <= c.ttft_s <= c.latency_s
+
+
+def second_prompt(engine, asked):
+    "The prompt of the second part, from an engine request that was seen on its way."
+    seen, send = [], engine._engine.add_request
+    engine._engine.add_request = lambda name, prompt, *a, **kw: seen.append(prompt) or send(name, prompt, *a, **kw)
+    try: list(engine.run([asked]))
+    finally: engine._engine.add_request = send
+    assert len(seen) == 2 and seen[1]["prompt_token_ids"][-2:] == [*END]
+    assert seen[1]["prompt_token_ids"][:35] == [*asked.prompt_ids] and len(seen[1]["prompt_token_ids"]) == 35 + 18 + 2
+    return tuple(seen[1]["prompt_token_ids"])
+
+
+@pytest.mark.engine
+def test_a_bounded_answer_is_the_same_again_and_from_a_process(vllm_engine, vllm_process):
+    asked = [Request(item_id=str(i), epoch=i % 3, seed=i, sampling=DRAWN, **{**OPEN, "prompt_ids": (5 + i, *range(60))})
+             for i in range(12)]
+    first, again = ({c.key: c for c in vllm_engine.run(x)} for x in (asked, asked[::-1]))
+    with vllm_process.connect() as remote: far = {c.key: c for c in remote.run(asked)}
+    def said(x): return {k: (c.thinking, c.text, c.n_output_tok, c.thinking_forced) for k, c in x.items()}
+    assert said(first) == said(again) == said(far)
+    assert any(c.thinking_forced for c in first.values()) and len({c.text for c in first.values()}) > 6
+
+
+@pytest.mark.engine
+def test_repeats_find_their_prompt_in_the_cache_and_can_be_asked_alone(vllm_engine):
+    block = vllm_engine.info.effective["block_size"]
+    ids = tuple(5 + (i * 11) % 300 for i in range(2 * block + 20))
+    asked = [Request(item_id="a", epoch=e, seed=70 + e, sampling=DRAWN, prompt_ids=ids, max_tok=8) for e in range(4)]
+    said = {c.epoch: c for c in vllm_engine.run(asked)}
+    assert sum(c.n_cached_tok for c in said.values()) >= 3 * 2 * block and len({c.text for c in said.values()}) > 1
+    (alone,) = vllm_engine.run([asked[2]]) # as after a run that stopped between two repeats
+    assert alone.text == said[2].text
+
+
+@pytest.mark.engine
+def test_what_does_not_think_is_not_ended(vllm_engine):
+    plain = Request(item_id="a", **{**OPEN, "prompt": "x"})
+    (c,), (whole,) = vllm_engine.run([plain]), vllm_engine.run([unbounded(plain)])
+    assert not c.thinking_forced and c.n_output_tok == 30 and (c.text, c.n_thinking_tok) == (whole.text, 0)
+    long = replace(plain, prompt="<think>", prompt_ids=(7,) * 490, max_tok=30) # the engine holds 512
+    (c,) = vllm_engine.run([long])
+    assert c.finish_reason == "length" and c.n_output_tok <= 22
+
+
+@pytest.mark.engine
+def test_answers_bound_to_a_form(vllm_engine, vllm_process):
+    ask = Request(item_id="a", prompt_ids=tuple(range(5, 30)), max_tok=20)
+    asked = [replace(ask, item_id="choice", structured={"choice": ["yes", "no"]}),
+             replace(ask, item_id="regex", structured={"regex": "[0-9]{3}-[ab]"}),
+             replace(ask, item_id="wrong", structured={"grammar": "x"}),
+             replace(ask, item_id="both", structured={"choice": ["a"]}, thinking_tok=9)]
+    with vllm_process.connect() as remote: far = {c.item_id: c for c in remote.run(asked)}
+    near = {c.item_id: c for c in vllm_engine.run(asked)}
+    for said in (near, far):
+        assert said["choice"].text in ("yes", "no") and re.fullmatch("[0-9]{3}-[ab]", said["regex"].text)
+        assert "one of choice, regex, json" in said["wrong"].error and "would not think" in said["both"].error
+    assert {k: c.text for k, c in near.items()} == {k: c.text for k, c in far.items()}
+    assert vllm_engine.capabilities.structured and vllm_engine.capabilities.thinking_budget
+
+
+@pytest.mark.engine
+def test_a_json_schema_reaches_the_engine(vllm_engine):
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    asked = Request(item_id="a", prompt_ids=tuple(range(5, 30)), max_tok=12, structured={"json": schema})
+    (c,) = vllm_engine.run([asked])
+    assert c.finish_reason != "error" and c.text.lstrip().startswith("{")
+
+
+@pytest.mark.engine
+def test_the_scheduler_counts(vllm_engine, vllm_process):
+    asked = [Request(item_id=str(i), prompt_ids=tuple(range(5, 25 + i)), max_tok=12) for i in range(24)]
+    with vllm_process.connect() as remote:
+        for engine in (vllm_engine, remote):
+            engine.stats(restart=True)
+            assert len(list(engine.run(asked))) == 24
+            told = engine.stats()
+            assert told["peak_running"] == 8 and told["peak_waiting"] >= 8 and told["n_preemptions"] == 0
+            assert told["n_steps"] >= 36 and 1 < told["mean_running"] <= 8 and told["peak_kv_blocks"] >= 8
+            assert told["n_kv_blocks"] == engine.info.effective["n_blocks"]
+            e = engine.info.effective
+            assert e["load_s"] > 0 and e["weights_gib"] == pytest.approx(1e-3, rel=1) and "compile_s" in e
+            reader = engine.run(asked)
+            next(reader)
+            assert engine.stats(restart=True)["n_steps"] > told["n_steps"] # amid answers
+            assert len(list(reader)) == 23
+
+
+@pytest.mark.engine
+def test_transformers_refuses_bounds_and_forms(transformers_engine):
+    asked = [Request(item_id="a", **OPEN), Request(item_id="b", prompt_ids=(5,), structured={"regex": "a"})]
+    assert all("neither binds" in c.error for c in transformers_engine.run(asked))
+    assert not transformers_engine.capabilities.thinking_budget and transformers_engine.stats() == {}
 
 
 # ---------------------------------------------------------------- transformers, and vLLM beside it

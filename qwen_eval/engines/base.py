@@ -29,6 +29,8 @@ class Capabilities:
     labels: bool = False # Log-probabilities of label tokens at one position, one request per question
     continuations: bool = False # Log-likelihoods of given continuations
     token_ids: bool = False # Are prompts taken as token ids?
+    thinking_budget: bool = False # Can thinking be ended at `thinking_tok`?
+    structured: bool = False # Can an answer be bound to a form?
 
     def serves(
         self,
@@ -60,6 +62,13 @@ class Engine(Protocol):
     ) -> Iterator[Completion]: # One for each request, as they finish
         "Answer requests; raises `EngineError` where the engine itself fails."
         ...
+
+    def stats(
+        self,
+        restart: bool = False, # Count from zero afterwards?
+    ) -> dict[str, Any]: # By name, as the engine's own notebook lists them; may be empty
+        "What the engine has counted."
+        return {}
 
     def close(self) -> None:
         "Give back what the engine holds; may be called twice."
@@ -165,7 +174,7 @@ def _pretend(policy, request): # a Completion
 # %% ../../nbs/40_engines.base.ipynb #c20
 class _WithoutModel(SteppedEngine): # what fake and replay share
     def __init__(self, name, window, args):
-        self.capabilities = Capabilities(labels=True, continuations=True, token_ids=True)
+        self.capabilities = Capabilities(labels=True, continuations=True, token_ids=True, thinking_budget=True)
         self.info = EngineInfo(name=name, version="1", args=args)
         self.window, self.n_requests, self._waiting = window, 0, {}
 

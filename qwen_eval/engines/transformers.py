@@ -185,6 +185,8 @@ def _unfit(request, room, n_vocab): # why it cannot be served, or ""
     n_tok = len(request.prompt_ids) + max(map(len, ends), default=0)
     used = {*request.prompt_ids, *request.label_ids, *(t for e in ends for t in e)}
     if request.mode == "continuations" and not ends: return "no continuation is given"
+    if request.structured or request.thinking_tok:
+        return "this engine neither binds answers to a form nor ends thinking"
     if not request.prompt_ids: return "its prompt is empty"
     if n_tok >= room: return f"its prompt has {n_tok} tokens, the engine holds {room} with at least one to come"
     if min(used) < 0 or max(used) >= n_vocab: return f"a token id is outside of 0 to {n_vocab - 1}"
