@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated
 import typer
 from .benchmark_commands import benchmarks
+from .cache_commands import CacheFlag, cache, use_cache
 from .conformance_commands import conformance_
 from .console import (LOOK, Edge, JsonFlag, ModelName, PresetName, ProtocolName, RunName, UnsafeFlag, group,
                                say, table, words)
@@ -177,6 +178,7 @@ def run_(
     judge_tok: JudgeBudget = None,
     allow_specimens: SpecimensFlag = False,
     allow_unsafe_code: UnsafeFlag = False,
+    cache: CacheFlag = None,
     as_json: JsonFlag = False,
 ):
     """Evaluate models on benchmarks; again, to go on where it stopped, or with a larger limit.
@@ -189,6 +191,7 @@ def run_(
     from qwen_eval.datasets.all import benchmarks as known
     from qwen_eval.runner import run_study
     from qwen_eval.studies import Study
+    use_cache(cache)
     models = models or []
     if astray := [m for m in models if m in known()]:
         raise ConfigError(f"{', '.join(astray)}: a benchmark, not a model. Write benchmarks with commas and no spaces: "
@@ -317,13 +320,14 @@ def study_plan(name: StudyName, as_json: JsonFlag = False):
 
 # %% ../nbs/90_cli.ipynb #c19
 @study.command("run")
-def study_run(name: StudyName, as_json: JsonFlag = False):
+def study_run(name: StudyName, cache: CacheFlag = None, as_json: JsonFlag = False):
     """Do a study: one engine per model and preset, one executed notebook per run. Run it again to resume.
 
     \b
     qwen-eval study run demo
     """
     from qwen_eval.runner import run_study
+    use_cache(cache)
     _finish(run_study(name), as_json)
 
 @study.command("report")
@@ -349,6 +353,7 @@ def study_status(name: StudyName, as_json: JsonFlag = False):
 
 app.add_typer(study, name="study")
 app.add_typer(runs, name="runs")
+app.add_typer(cache, name="cache")
 app.command("audit")(audit_command)
 app.command("contamination")(contamination_command)
 
