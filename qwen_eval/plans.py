@@ -23,7 +23,7 @@ from .engines.base import Engine, EngineInfo
 from .errors import ConfigError, ContextOverflow, UnknownNameError
 from .extract import extractors
 from .fetch import writable
-from .hardware import Device, detect
+from .hardware import Device, detect, n_replicas, with_cards
 from .loadable import check_loadable
 from .metrics import metrics
 from .models import Model, model as find_model, read_json
@@ -288,6 +288,8 @@ def plan_run(
     m = located.model if located else m
     p = check_protocol(vendor_protocol(p, m, generation_config(located) if located else {}), m, v.mode, answer=v.answer)
     device, items = None if fake or located is None else detect(), tuple(item_order(item_set.items, b.id, order_seed))
+    if device: ps = with_cards(ps, m, device, min(2048 + output_budget(v, p), m.context_tok or 2**20))
+    if device: n_replicas(ps, device) # refuses what cannot be
     loud = [*own] + [w for w, x in (("fake-engine", fake), ("uncalibrated-fp8", ps.allow_uncalibrated_fp8)) if x]
     return Plan(model=m, located=located, tokenizer=tok, preset=ps, protocol=p, benchmark=b, variant_name=name,
                 item_set=item_set, items=items, limit=min(limit or len(items), len(items)),
