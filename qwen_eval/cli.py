@@ -314,9 +314,10 @@ def study_plan(name: StudyName, as_json: JsonFlag = False):
     """
     from qwen_eval.studies import contexts, plan, plan_text
     from qwen_eval.terminal import is_terminal
+    from qwen_eval.warm import memory_text
     planned = plan(name)
-    contexts(planned)
-    say(planned.rows(), lambda rows: plan_text(planned, bold=is_terminal()), as_json)
+    needed = contexts(planned)
+    say(planned.rows(), lambda rows: plan_text(planned, bold=is_terminal()) + memory_text(planned, needed), as_json)
 
 # %% ../nbs/90_cli.ipynb #c19
 @study.command("run")

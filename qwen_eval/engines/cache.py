@@ -58,8 +58,7 @@ def _sorted(x): return {k: _sorted(x[k]) for k in sorted(x)} if isinstance(x, di
 
 # %% ../../nbs/46_engines.cache.ipynb #c12
 _TABLE = """CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, model TEXT NOT NULL, engine TEXT NOT NULL,
-    made REAL NOT NULL, used REAL NOT NULL, n_bytes INTEGER NOT NULL, digest BLOB NOT NULL, value BLOB NOT NULL)
-    WITHOUT ROWID"""
+    made REAL NOT NULL, used REAL NOT NULL, n_bytes INTEGER NOT NULL, digest BLOB NOT NULL, value BLOB NOT NULL)"""
 
 def _digest(key, value): return hashlib.blake2b(key + value, digest_size=8).digest()
 
@@ -266,7 +265,7 @@ def _ask(path, sql, args=(), n_changed=False):
         done = db.execute(sql, args)
         if not n_changed: return done.fetchall()
         n = done.rowcount
-        db.execute("PRAGMA incremental_vacuum").fetchall()
+        db.executescript("PRAGMA incremental_vacuum") # execute would free one page
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return n
     except sqlite3.Error as e:
