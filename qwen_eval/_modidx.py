@@ -1581,6 +1581,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'qwen_eval.plans._filled': ('plans.html#_filled', 'qwen_eval/plans.py'),
                                  'qwen_eval.plans._given': ('plans.html#_given', 'qwen_eval/plans.py'),
                                  'qwen_eval.plans._located': ('plans.html#_located', 'qwen_eval/plans.py'),
+                                 'qwen_eval.plans._on_cards': ('plans.html#_on_cards', 'qwen_eval/plans.py'),
                                  'qwen_eval.plans._rehearsed': ('plans.html#_rehearsed', 'qwen_eval/plans.py'),
                                  'qwen_eval.plans._say': ('plans.html#_say', 'qwen_eval/plans.py'),
                                  'qwen_eval.plans._tokenizer_of': ('plans.html#_tokenizer_of', 'qwen_eval/plans.py'),

@@ -12,14 +12,15 @@ import typer
 from .console import JsonFlag, group, say, table
 
 # %% ../nbs/89_cache_commands.ipynb #c05
-CacheFlag = Annotated[bool | None, typer.Option("--cache/--no-cache", show_default=False,
-                                                help="Take answers from the cache, and keep new ones there?")]
-
 def use_cache(
     wanted: bool | None, # None leaves it to the settings
-) -> None:
+) -> bool | None: # The same
     "Turn the cache of answers on or off for this process and those that it starts."
     if wanted is not None: os.environ["QWEN_EVAL_ANSWER_CACHE"] = "yes" if wanted else "no"
+    return wanted
+
+CacheFlag = Annotated[bool | None, typer.Option("--cache/--no-cache", show_default=False, callback=use_cache,
+                                                help="Take answers from the cache, and keep new ones there?")]
 
 # %% ../nbs/89_cache_commands.ipynb #c08
 cache = group("Answers kept across runs: show, prune, clear.")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated
 import typer
 from .benchmark_commands import benchmarks
-from .cache_commands import CacheFlag, cache, use_cache
+from .cache_commands import CacheFlag, cache
 from .conformance_commands import conformance_
 from .console import (LOOK, Edge, JsonFlag, ModelName, PresetName, ProtocolName, RunName, UnsafeFlag, group,
                                say, table, words)
@@ -191,7 +191,6 @@ def run_(
     from qwen_eval.datasets.all import benchmarks as known
     from qwen_eval.runner import run_study
     from qwen_eval.studies import Study
-    use_cache(cache)
     models = models or []
     if astray := [m for m in models if m in known()]:
         raise ConfigError(f"{', '.join(astray)}: a benchmark, not a model. Write benchmarks with commas and no spaces: "
@@ -328,7 +327,6 @@ def study_run(name: StudyName, cache: CacheFlag = None, as_json: JsonFlag = Fals
     qwen-eval study run demo
     """
     from qwen_eval.runner import run_study
-    use_cache(cache)
     _finish(run_study(name), as_json)
 
 @study.command("report")

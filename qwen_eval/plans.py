@@ -233,6 +233,12 @@ def prescribed(
     return protocol, marks
 
 # %% ../nbs/68_plans.ipynb #c26
+def _on_cards(preset, model, budget):
+    "(device, the preset for as many cards as the model takes), a prompt of up to 2048 tokens assumed."
+    preset = with_cards(preset, model, device := detect(), min(2048 + budget, model.context_tok or math.inf))
+    n_replicas(preset, device) # raises where there are too few
+    return device, preset
+
 def _way(benchmark, name, protocol, model):
     "(name, Variant); where a lab named functions in its settings, a wrong name is said before anything is asked."
     if not name and (name := protocol.variant) and name not in benchmark.variants:
@@ -287,9 +293,8 @@ def plan_run(
     located, tok = _located(m, ps, engine, tokenizer)
     m = located.model if located else m
     p = check_protocol(vendor_protocol(p, m, generation_config(located) if located else {}), m, v.mode, answer=v.answer)
-    device, items = None if fake or located is None else detect(), tuple(item_order(item_set.items, b.id, order_seed))
-    if device: ps = with_cards(ps, m, device, min(2048 + output_budget(v, p), m.context_tok or 2**20))
-    if device: n_replicas(ps, device) # refuses what cannot be
+    device, ps = (None, ps) if fake or located is None else _on_cards(ps, m, output_budget(v, p))
+    items = tuple(item_order(item_set.items, b.id, order_seed))
     loud = [*own] + [w for w, x in (("fake-engine", fake), ("uncalibrated-fp8", ps.allow_uncalibrated_fp8)) if x]
     return Plan(model=m, located=located, tokenizer=tok, preset=ps, protocol=p, benchmark=b, variant_name=name,
                 item_set=item_set, items=items, limit=min(limit or len(items), len(items)),

@@ -182,12 +182,6 @@ def run_study(
 
 def _stored(p): return sum(min(r.n_done(), r.n_answers) for r in p.runs), sum(r.n_answers for r in p.runs)
 
-def _todo(p):
-    "What is left of each group; groups that load the same files follow each other, while these are in the page cache."
-    left = [g for group in p.groups() if (g := tuple(r for r in group if r.state() != "complete"))]
-    files = [g[0].plan.located.path if g[0].plan.located else g[0].model for g in left]
-    return [g for _, g in sorted(zip(map(files.index, files), left, strict=True), key=lambda pair: pair[0])]
-
 def _do(p, todo, pages, parallel, stream):
     "Do these groups, one after the other; what failed."
     if not todo:
@@ -205,6 +199,12 @@ def _do(p, todo, pages, parallel, stream):
     return failures
 
 # %% ../nbs/87_runner.ipynb #c27
+def _todo(p):
+    "What is left of each group; groups that load the same files follow each other, while these are in the page cache."
+    left = [g for group in p.groups() if (g := tuple(r for r in group if r.state() != "complete"))]
+    files = [g[0].plan.located.path if g[0].plan.located else g[0].model for g in left]
+    return [g for _, g in sorted(zip(map(files.index, files), left, strict=True), key=lambda pair: pair[0])]
+
 def _judging(plan):
     "What judges have said of runs that are not complete; empty where there is none."
     said = (f for r in plan.runs if r.state() != "complete" for f in r.path.glob("judgments/*/completions.jsonl"))

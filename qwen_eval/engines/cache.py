@@ -238,6 +238,21 @@ def cache_rows(
     return [{"model": m, "engine": e, "n": n, "mib": round(size / 2**20, 3), "oldest": day(made),
              "last_used": day(used)} for m, e, n, size, made, used in rows]
 
+def _ask(path, sql, args=(), n_changed=False):
+    db = sqlite3.connect(path, timeout=30, isolation_level=None)
+    try:
+        done = db.execute(sql, args)
+        if not n_changed: return done.fetchall()
+        n = done.rowcount
+        db.executescript("PRAGMA incremental_vacuum") # execute would free one page
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        return n
+    except sqlite3.Error as e:
+        raise ConfigError(f"{path} is no cache of answers that can be read ({e}). `qwen-eval cache clear` removes "
+                          "it.") from None
+    finally: db.close()
+
+# %% ../../nbs/46_engines.cache.ipynb #c30
 def prune_cache(
     path: Path | str, # The file
     days: float | None = None, # Entries that were of no use for so long go
@@ -258,20 +273,6 @@ def prune_cache(
         n += _ask(path, f"DELETE FROM answers WHERE key IN (SELECT key FROM ({running}) WHERE so_far > ?)",
                   (*args, int(gib * 2**30)), n_changed=True)
     return n
-
-def _ask(path, sql, args=(), n_changed=False):
-    db = sqlite3.connect(path, timeout=30, isolation_level=None)
-    try:
-        done = db.execute(sql, args)
-        if not n_changed: return done.fetchall()
-        n = done.rowcount
-        db.executescript("PRAGMA incremental_vacuum") # execute would free one page
-        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        return n
-    except sqlite3.Error as e:
-        raise ConfigError(f"{path} is no cache of answers that can be read ({e}). `qwen-eval cache clear` removes "
-                          "it.") from None
-    finally: db.close()
 
 # %% ../../nbs/46_engines.cache.ipynb #c25
 def clear_cache(
