@@ -288,8 +288,7 @@ def plan_run(
     p, own = prescribed(p, v, _given(overrides))
     system = m.system if system is None and v.chat else system
     check_protocol(p, m, v.mode, answer=v.answer)
-    fake = engine_name(engine) in FAKES
-    item_set = item_set or load(b, source, data_file, allow_specimens=allow_specimens)
+    fake, item_set = engine_name(engine) in FAKES, item_set or load(b, source, data_file, allow_specimens=allow_specimens)
     located, tok = _located(m, ps, engine, tokenizer)
     m = located.model if located else m
     p = check_protocol(vendor_protocol(p, m, generation_config(located) if located else {}), m, v.mode, answer=v.answer)
