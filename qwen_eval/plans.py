@@ -288,17 +288,17 @@ def plan_run(
     p, own = prescribed(p, v, _given(overrides))
     system = m.system if system is None and v.chat else system
     check_protocol(p, m, v.mode, answer=v.answer)
-    fake, item_set = engine_name(engine) in FAKES, item_set or load(b, source, data_file, allow_specimens=allow_specimens)
+    fake, kept = engine_name(engine) in FAKES, item_set or load(b, source, data_file, allow_specimens=allow_specimens)
     located, tok = _located(m, ps, engine, tokenizer)
     m = located.model if located else m
     p = check_protocol(vendor_protocol(p, m, generation_config(located) if located else {}), m, v.mode, answer=v.answer)
     device, ps = (None, ps) if fake or located is None else _on_cards(ps, m, output_budget(v, p))
-    items = tuple(item_order(item_set.items, b.id, order_seed))
+    items = tuple(item_order(kept.items, b.id, order_seed))
     loud = [*own] + [w for w, x in (("fake-engine", fake), ("uncalibrated-fp8", ps.allow_uncalibrated_fp8)) if x]
     return Plan(model=m, located=located, tokenizer=tok, preset=ps, protocol=p, benchmark=b, variant_name=name,
-                item_set=item_set, items=items, limit=min(limit or len(items), len(items)),
+                item_set=kept, items=items, limit=min(limit or len(items), len(items)),
                 epochs=n_epochs(p, len(items)), engine=who_answers(engine, ps, m, located, device), device=device,
-                system=system, order_seed=order_seed, marks=(*item_set.marks, *loud), runs=folder, asked=asked)
+                system=system, order_seed=order_seed, marks=(*kept.marks, *loud), runs=folder, asked=asked)
 
 # %% ../nbs/68_plans.ipynb #c17
 def survey(
