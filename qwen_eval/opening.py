@@ -7,6 +7,7 @@ __all__ = ['room_of', 'check_engine', 'check_before', 'at_need']
 
 # %% ../nbs/70_opening.ipynb #c02
 import contextlib
+import fcntl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -93,11 +94,19 @@ def at_need(
     with contextlib.ExitStack() as stack:
         opened = []
         def get():
+            if address and not opened: stack.enter_context(_turn(address))
             begin = time.perf_counter()
             if not opened: opened.append(_remembering(plan, stack.enter_context(_opened(plan, engine, address,
                                                                                         context_tok)), stack))
             return opened[0], round(time.perf_counter() - begin, 3)
         yield get
+
+@contextlib.contextmanager
+def _turn(address): # at an engine whose owner wants its clients one at a time; a lock goes with its process
+    file = Path(f"{address}.turn")
+    with open(file) if file.exists() else contextlib.nullcontext() as held:
+        if held: fcntl.flock(held, fcntl.LOCK_EX)
+        yield
 
 def _remembering(plan, engine, stack): # where the cache of answers is on
     model = {k: v for k, v in fingerprint(plan)["model"].items() if k != "template"} # prompts are what it makes

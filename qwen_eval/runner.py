@@ -10,7 +10,7 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -117,14 +117,17 @@ def run_group(
     study: Study, # Their study
     folder: Path, # Where executed notebooks lie
     address: str | None, # Of the engine
-    parallel: int = 1, # Notebooks at a time; above 1 their speeds mix
+    parallel: int = 1, # Notebooks that ask at a time; above 1 their speeds mix
     say: Callable[..., None] = lambda text: None, # Told what goes on
 ) -> list[Failure]: # Runs that failed
     "Execute the notebooks of a group; an interruption ends their kernels."
-    failures = []
-    with ThreadPoolExecutor(parallel) as pool:
-        jobs = {pool.submit(run_notebook, r, study, folder, address, say): r for r in runs}
+    failures, jobs = [], {}
+    if address and parallel == 1: Path(f"{address}.turn").touch()
+    with ThreadPoolExecutor(max(2, parallel)) as pool:
         try:
+            for r in runs:
+                jobs[job := pool.submit(run_notebook, r, study, folder, address, say)] = r
+                if parallel == 1 and r is not runs[-1]: _until_next(job, r)
             for job in as_completed(jobs):
                 r, error = jobs[job], job.exception()
                 page = folder / f"{r.path.name}.ipynb"
@@ -134,6 +137,15 @@ def run_group(
             _stop_kernels()
             raise
     return failures
+
+def _until_next(job, run):
+    "Wait until the notebook after this one may start."
+    d, count = run.plan.device, LineCount(run.path / "completions.jsonl")
+    plenty, n = d is not None and (d.kind == "cuda" or d.n_cores > 4), count.poll()
+    while not job.done():
+        begun, there = count.poll() > n, count.n >= run.n_answers
+        if (plenty and begun) or (there and run.n_done() == run.n_answers): return
+        wait([job], timeout=0.3)
 
 def _stop_kernels():
     import logging

@@ -565,3 +565,40 @@ def test_what_shapes_an_answer_and_what_does_not():
     assert cache_key(ask, identity({**WHO, "adapter": "a"}, info)) != key
     odd = replace(ask, prompt="half a pair \ud83d")
     assert cache_key(odd, who) == cache_key(odd, who) != key
+
+
+# ---------------------------------------------------------------- notebooks that do not let an engine wait
+def test_a_notebook_starts_before_the_last_has_ended_and_waits_for_its_turn(lab, counting, monkeypatch):
+    study, log = replace(FOUR, presets=("balanced",), benchmarks=("gsm8k", "arc_challenge", "humaneval")), []
+
+    def notebook(run, study, folder, address, say): # a kernel's work, in this thread
+        log.append(("starts", run.benchmark))
+        before = plan(study).runs[:study.benchmarks.index(run.benchmark)]
+        assert all(r.n_done() == r.n_answers for r in before)
+        how = {"allow_specimens": True, "limit": 3, "answer_tok": 17, "progress": False}
+        evaluate(run.model, run.benchmark, run.preset, engine="fake", engine_address=address, runs=run.plan.runs, **how)
+        time.sleep(1.5) # tables, and the end of a kernel
+        log.append(("ends", run.benchmark))
+    monkeypatch.setattr(runner, "run_notebook", notebook)
+    outcome = run_study(study, stream=io.StringIO())
+    assert not outcome.failures and len(outcome.rows) == 3
+    at = {what: i for i, what in enumerate(log)}
+    for a, b in zip(study.benchmarks, study.benchmarks[1:], strict=False):
+        assert at["starts", a] < at["starts", b] < at["ends", a]
+
+
+def test_who_asks_a_shared_engine_waits_for_the_one_before(lab):
+    how = {"allow_specimens": True, "limit": 3, "engine": "fake", "progress": False, "runs": lab / "runs"}
+    with runner.EngineProcess("fake", None, {"delay_s": 0.2}, log_dir=lab) as process:
+        turn, done = Path(f"{process.address}.turn"), []
+        turn.touch()
+
+        def ask(benchmark):
+            run = evaluate("smollm2_135m", benchmark, engine_address=process.address, **how)
+            done.append(run.manifest["sessions"][0])
+        threads = [threading.Thread(target=ask, args=(b,)) for b in ("gsm8k", "arc_challenge")]
+        for t in threads: t.start()
+        for t in threads: t.join()
+    first, second = done
+    assert first["generate_s"] < 2 and second["generate_s"] < 2 # not the time of both
+    assert second["engine_start_s"] < 0.5 # the wait is no start of an engine
