@@ -45,7 +45,9 @@ def check_architecture(
 ) -> None: # Nothing
     "Raises `ConfigError` where the engine cannot generate text with such a checkpoint."
     kind, names = config.get("model_type"), config.get("architectures") or []
-    theirs, ours = transformers_architectures(), vllm_architectures() if engine == "vllm" else frozenset()
+    ours = vllm_architectures() if engine == "vllm" else frozenset()
+    if any(n in (ours or ()) for n in names): return # the list of transformers costs the import of torch, seconds
+    theirs = transformers_architectures()
     fits = [n for n in names if n in (ours or ()) or n in theirs.values()]
     if not names or engine != "vllm": # AutoModelForCausalLM goes by the type
         fits = kind in theirs and (fits or not names or any(str(n).endswith(_GENERATES) for n in names))

@@ -117,7 +117,7 @@ def memory_plan(
              "weights_gib": weights and weights * share / GIB}
     if weights is None or per_tok is None:
         return MemoryPlan(kv_gib_per_seq=None, kv_gib=preset.cpu_kv_gib if cpu else None, max_seqs=None, **known)
-    one_block = per_tok * block * share / GIB
+    one_block = per_tok * block / min(preset.tensor_parallel_size, model.n_kv_heads) / GIB # a head is not divided
     per_seq = math.ceil(max_model_len / block) * one_block
     room = max(0.0, budget - weights * share / GIB - overhead)
     wanted = n_seqs * per_seq + one_block if cpu or preset.bound_kv_cache else room

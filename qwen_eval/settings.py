@@ -71,7 +71,7 @@ def check_name(
 
 # %% ../nbs/02_settings.ipynb #c11
 PATH_KEYS = ("data", "runs", "cache", "specimens", "reports")
-ENGINE_KEYS = ("engine", "dtype", "device")
+ENGINE_KEYS = ("engine", "dtype", "device", "tensor_parallel", "replicas", "cache")
 DTYPES = ("auto", "bfloat16", "float16", "float32", "half", "float")
 
 def find_settings(

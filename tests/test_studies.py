@@ -204,16 +204,13 @@ def test_an_interrupted_group_ends_its_kernels(lab, monkeypatch):
 def test_an_engine_that_does_not_start_fails_its_runs_only(lab, monkeypatch):
     real = runner.EngineProcess
 
-    class Refuses:
-        def __init__(self, *a, **k):
-            self.inner = real(*a, **k) if seen else None
-            seen.append(1)
-            if self.inner is None: raise EngineError("no memory")
-        def __enter__(self): return self.inner.__enter__()
-        def __exit__(self, *e): return self.inner.__exit__(*e)
+    def refuses(*a, **k):
+        seen.append(1)
+        if len(seen) == 1: raise EngineError("no memory")
+        return real(*a, **k)
 
     seen = []
-    monkeypatch.setattr(runner, "EngineProcess", Refuses)
+    monkeypatch.setattr(runner, "EngineProcess", refuses)
     outcome = do(replace(SMALL, benchmarks=("gsm8k",)))
     assert [(f.run.preset, f.message) for f in outcome.failures] == [("balanced", "no memory")]
     assert [r["preset"] for r in outcome.rows] == ["performance"]
