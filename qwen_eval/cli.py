@@ -13,7 +13,9 @@ import sys
 from pathlib import Path
 from typing import Annotated
 import typer
+from .bench_commands import bench_command
 from .benchmark_commands import benchmarks
+from .cache_commands import CacheFlag, cache
 from .conformance_commands import conformance_
 from .console import (LOOK, Edge, JsonFlag, ModelName, PresetName, ProtocolName, RunName, UnsafeFlag, group,
                                say, table, words)
@@ -179,6 +181,7 @@ def run_(
     judge_tok: JudgeBudget = None,
     allow_specimens: SpecimensFlag = False,
     allow_unsafe_code: UnsafeFlag = False,
+    cache: CacheFlag = None,
     as_json: JsonFlag = False,
 ):
     """Evaluate models on benchmarks; again, to go on where it stopped, or with a larger limit.
@@ -313,13 +316,15 @@ def study_plan(name: StudyName, as_json: JsonFlag = False):
     """
     from qwen_eval.studies import contexts, plan, plan_text
     from qwen_eval.terminal import is_terminal
+    from qwen_eval.warm import memory_text
     planned = plan(name)
-    contexts(planned)
-    say(planned.rows(), lambda rows: plan_text(planned, is_terminal(), line_width()), as_json)
+    needed = contexts(planned)
+    say(planned.rows(), lambda rows: plan_text(planned, is_terminal(), line_width()) + memory_text(planned, needed),
+        as_json)
 
 # %% ../nbs/90_cli.ipynb #c19
 @study.command("run")
-def study_run(name: StudyName, as_json: JsonFlag = False):
+def study_run(name: StudyName, cache: CacheFlag = None, as_json: JsonFlag = False):
     """Do a study: one engine per model and preset, one executed notebook per run. Run it again to resume.
 
     \b
@@ -351,7 +356,9 @@ def study_status(name: StudyName, as_json: JsonFlag = False):
 
 app.add_typer(study, name="study")
 app.add_typer(runs, name="runs")
+app.add_typer(cache, name="cache")
 app.command("audit")(audit_command)
+app.command("bench")(bench_command)
 app.command("contamination")(contamination_command)
 
 # %% ../nbs/90_cli.ipynb #c20

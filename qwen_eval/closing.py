@@ -18,6 +18,7 @@ from .errors import ConfigError
 from .fetch import write_atomic
 from .figures import explain_marks, forest, records, save_figure
 from .layout import column_widths, table_lines, wrapped
+from .metering import add_up
 from .metrics import metrics
 from .records import COUNTED
 from .reports import COLUMNS, DIFFERENCE_COLUMNS, Report, shown, write_report
@@ -264,7 +265,9 @@ def facts(
         if not isinstance(x, dict): return x
         return {k: kept(v) for k, v in x.items() if k not in _LEFT_OUT and v not in (None, "", [], {})}
     engine = (manifest.get("sessions") or [{}])[-1].get("engine", {})
-    return without_paths(kept({k: manifest[k] for k in _FACTS if k in manifest} | {"engine": engine}))
+    used = add_up(s.get("performance") for s in manifest.get("sessions", ()))
+    used = {k: round(v, 3) for k, v in used.items() if v is not None}
+    return without_paths(kept({k: manifest[k] for k in _FACTS if k in manifest} | {"engine": engine, "used": used}))
 
 # %% ../nbs/86_closing.ipynb #c28
 def environments(

@@ -80,7 +80,8 @@ def whole(
     for k in ("queue_s", "latency_s"):
         known = [x for c in answers if (x := getattr(c, k)) is not None]
         sums[k] = sum(known) if known else None
-    same = {**sums, "ttft_s": first.ttft_s, "prompt_hash": first.prompt_hash}
+    same = {**sums, "ttft_s": first.ttft_s, "prompt_hash": first.prompt_hash,
+            "from_cache": any(c.from_cache for c in answers)}
     said = f"turn {len(answers)}: {last.error}" if last.error else ""
     if last.finish_reason == "error": return replace(last, **same, text="", thinking="", error=said)
     cut = any(c.finish_reason == "length" for c in answers)

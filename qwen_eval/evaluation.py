@@ -21,8 +21,9 @@ from .engines.base import Engine, EngineInfo
 from .errors import ConfigError, EngineError, IntegrityError, QwenEvalError
 from .judges.base import texts_hash
 from .judging import Jury, check_judge, judged_items, judgment_folder, jury_for, lenders, with_jury
+from .metering import Meter
 from .models import Model
-from .opening import at_need, check_before, check_engine, room_of
+from .opening import ahead, at_need, check_before, check_engine, room_of
 from .plans import Plan, fingerprint, plan_run, survey
 from .presets import Preset
 from .protocols import Protocol
@@ -59,15 +60,17 @@ def _answers(plan, engine, requests):
     finally: getattr(answers, "close", lambda: None)()
     yield from without_room
 
-def _ask(plan, engine, start_s, writer, missing, progress, beside=None):
+def _ask(plan, engine, start_s, writer, missing, progress, beside=None, begun=None):
     "Ask for what is missing; whatever ends it early, the finished answers are kept. `beside` scores them meanwhile."
     from tqdm.auto import tqdm
     todo, epochs = set(missing), range(plan.epochs)
     items = [i for i in plan.items[:plan.limit] if any((i.id, e) in todo for e in epochs)]
     total, name = plan.limit * plan.epochs, f"{plan.model.id} {plan.benchmark.id} {plan.preset.id}"
-    session = Session(writer, plan.limit, plan.epochs, engine_start_s=start_s, engine=asdict(engine.info))
+    meter = Meter(engine)
+    session = Session(writer, plan.limit, plan.epochs, meter.reading, engine_start_s=start_s,
+                      engine=asdict(engine.info))
     bar = tqdm(desc=name, total=total, initial=total - len(todo), unit="item", disable=not progress, mininterval=0.5)
-    answers = _answers(plan, engine, (r for r in plan.requests(items) if r.key in todo))
+    answers = _answers(plan, engine, (r for r in begun or plan.requests(items) if r.key in todo))
     try:
         for c in answers:
             if c.key not in todo: raise EngineError(f"The engine answered {c.key}, which was not asked for.")
@@ -86,7 +89,7 @@ def _ask(plan, engine, start_s, writer, missing, progress, beside=None):
     finally:
         getattr(answers, "close", lambda: None)()
         bar.close()
-        session.save()
+        meter.close(); session.save()
 
 # %% ../nbs/71_evaluate.ipynb #c11
 def _begin(plan, stored):
@@ -246,7 +249,8 @@ def carry_out(
     judge_engine: str | Engine | None = None, # Who holds a judge that is another model
 ) -> None:
     "Ask what a plan misses, and score it; raises `QwenEvalError`."
-    needed, hashes = survey(plan, progress)
+    begun = None if jury else ahead(plan, engine)
+    needed, hashes = (0, dict.fromkeys(_keys(plan), "")) if begun else survey(plan, progress)
     stored = by_key(read_completions(plan.path / "completions.jsonl")[0])
     stored |= {c.key: c for same in _lent(plan, hashes, stored).values() for c in same}
     missing, frame = _missing(plan, hashes, stored), read_scores(plan.path)
@@ -264,13 +268,15 @@ def carry_out(
         beside = Beside(plan.variant, plan.items, options) if asked and not plan.variant.judge else None
         with beside or contextlib.nullcontext():
             with at_need(plan, engine, address, needed) as own:
-                if asked: _ask(plan, *own(), writer, asked, progress, beside)
+                if asked: _ask(plan, *own(), writer, asked, progress, beside, begun)
                 writer.sync() # no score outlives its answer
                 if jury and jury.shared: judge_answers(plan.path, writer.stored, jury, own, progress)
             ready = beside.finish() if beside else ()
         if jury and not jury.shared: _judged_by_another(plan, writer, jury, judge_engine, progress)
         items = judged_items(plan.path, plan.items, writer.stored, plan.variant)
         score_run(plan.path, plan.variant, items, writer.stored, options, progress, again=asked, ready=ready)
+
+def _keys(plan): return [(i.id, e) for i in plan.items[:plan.limit] for e in range(plan.epochs)]
 
 def _judged_by_another(plan, writer, jury, engine, progress):
     with at_need(jury.plan, engine, None, jury.context_tok(writer.stored, plan.path)) as theirs:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['gold_answers', 'NO_GOLD', 'chance_answers', 'AT_MOST', 'gold_number', 'gold_expression', 'gold_program', 'gold_text',
-           'gold_line', 'gold_apis', 'gold_api_calls', 'gold_option', 'gold_truth', 'chance_option', 'chance_truth',
-           'GoldCheck', 'gold_check']
+           'gold_line', 'gold_apis', 'gold_api_calls', 'gold_calls', 'gold_option', 'gold_truth', 'chance_option',
+           'chance_truth', 'GoldCheck', 'gold_check']
 
 # %% ../nbs/76_goldcheck.ipynb #c02
 import json
@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 import numpy as np
+from .bfcl_tools import right_answers
 from .datasets.declared import Benchmark
 from .prompts import LETTERS, letter_order
 from .records import Completion, Continuation, Item, Score
@@ -76,6 +77,13 @@ def gold_api_calls(item, variant): # Item and Variant -> Completion or None
     "A call of each wanted name, as Qwen's templates have them."
     calls = (json.dumps({"name": n, "arguments": {}}) for n in item.target or ())
     return None if not item.target else _said(item, "\n".join(f"<tool_call>\n{c}\n</tool_call>" for c in calls))
+
+# %% ../nbs/76_goldcheck.ipynb #c20
+@gold_answers.register("bfcl-turns")
+def gold_calls(item, variant): # Item and Variant -> Completion
+    "A conversation that makes the authors' own calls."
+    *before, last = right_answers(item, variant.extract)
+    return replace(_said(item, last), turns=tuple(before))
 
 # %% ../nbs/76_goldcheck.ipynb #c06
 def _wished(item, wanted, variant):
@@ -147,7 +155,7 @@ class GoldCheck:
 # %% ../nbs/76_goldcheck.ipynb #c11
 AT_MOST = 0.02 # Share of wrong answers that may be right by coincidence; more, where more gold answers are the same
 _STRICT = ("numeric", "math", "python-tests", "exact-text", "oracle", "oracle-0.2", "lm-eval-match",
-           "api-set", "api-calls", "bfcl")
+           "api-set", "api-calls", "bfcl", "bfcl-turns")
 
 def gold_check(
     benchmark: Benchmark, # What is checked
@@ -192,6 +200,6 @@ def _wrong(made, v, options, rng):
 
 def _most(made):
     "Largest share of wrong answers that may be right: two items often have the same answer, 7 or yes."
-    n, same = len(made), Counter(c.text for _, c in made)
+    n, same = len(made), Counter((*c.turns, c.text) for _, c in made)
     p = sum(k * (k - 1) for k in same.values()) / (n * (n - 1))
     return max(AT_MOST, p + 3 * math.sqrt(p / n))

@@ -7,6 +7,7 @@ __all__ = ['HEAD', 'AHEAD', 'room_of', 'check_engine', 'check_before', 'Ahead', 
 
 # %% ../nbs/70_opening.ipynb #c02
 import contextlib
+import fcntl
 import queue
 import threading
 import time
@@ -15,9 +16,10 @@ from itertools import islice
 from pathlib import Path
 from .engines.all import start
 from .engines.base import Engine, EngineInfo
+from .engines.cache import with_cache
 from .errors import ConfigError
 from .hardware import require_fit
-from .plans import FAKES, Plan, engine_name, who_answers
+from .plans import FAKES, Plan, engine_name, fingerprint, who_answers
 from .presets import engine_args
 from .records import Request
 from .requests import output_budget
@@ -154,7 +156,22 @@ def at_need(
     with contextlib.ExitStack() as stack:
         opened = []
         def get():
+            if address and not opened: stack.enter_context(_turn(address))
             begin = time.perf_counter()
-            if not opened: opened.append(stack.enter_context(_opened(plan, engine, address, context_tok)))
+            if not opened: opened.append(_remembering(plan, stack.enter_context(_opened(plan, engine, address,
+                                                                                        context_tok)), stack))
             return opened[0], round(time.perf_counter() - begin, 3)
         yield get
+
+@contextlib.contextmanager
+def _turn(address): # at an engine whose owner wants its clients one at a time; a lock goes with its process
+    file = Path(f"{address}.turn")
+    with open(file) if file.exists() else contextlib.nullcontext() as held:
+        if held: fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+def _remembering(plan, engine, stack): # where the cache of answers is on
+    model = {k: v for k, v in fingerprint(plan)["model"].items() if k != "template"} # prompts are what it makes
+    found = with_cache(engine, {k: v for k, v in model.items() if k != "id"} if model["revision"] else model)
+    if found is not engine: stack.callback(found.close)
+    return found

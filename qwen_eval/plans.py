@@ -23,14 +23,14 @@ from .engines.base import Engine, EngineInfo
 from .errors import ConfigError, ContextOverflow, UnknownNameError
 from .extract import extractors
 from .fetch import writable
-from .hardware import Device, detect
+from .hardware import Device, detect, n_replicas, with_cards
 from .loadable import check_loadable
 from .metrics import metrics
 from .models import Model, model as find_model, read_json
 from .presets import Preset, engine_args, preset as find_preset
 from .prompts import prompts
 from .protocols import (Protocol, check_protocol, max_model_len, n_epochs, protocol as find_protocol,
-                                 vendor_protocol)
+                                 thinking_end, vendor_protocol)
 from .records import Completion, Item, Request
 from .requests import ByteTokenizer, build_requests, output_budget
 from .scorers.text import batch_scorers, scorers
@@ -107,6 +107,7 @@ def fingerprint(
     if v.mode == "generate":
         how |= {"max_tok": p.max_tok(v.answer), "thinking": p.thinking, "sampling": asdict(p.sampling)}
         if p.temperatures: how["temperatures"] = dict(p.temperatures)
+        if p.end_thinking: how["end_thinking"] = {"thinking_tok": p.thinking_tok, "text": thinking_end(m)}
     lora = plan.located.adapter if plan.located else None
     on_top = {"adapter": lora.revision if lora else m.adapter} if m.adapter else {}
     judged = {"judge": plan.judge} if plan.judge else {}
@@ -233,6 +234,12 @@ def prescribed(
     return protocol, marks
 
 # %% ../nbs/68_plans.ipynb #c26
+def _on_cards(preset, model, budget):
+    "(device, the preset for as many cards as the model takes), a prompt of up to 2048 tokens assumed."
+    preset = with_cards(preset, model, device := detect(), min(2048 + budget, model.context_tok or math.inf))
+    n_replicas(preset, device) # raises where there are too few
+    return device, preset
+
 def _way(benchmark, name, protocol, model):
     "(name, Variant); where a lab named functions in its settings, a wrong name is said before anything is asked."
     if not name and (name := protocol.variant) and name not in benchmark.variants:
@@ -282,17 +289,17 @@ def plan_run(
     p, own = prescribed(p, v, _given(overrides))
     system = m.system if system is None and v.chat else system
     check_protocol(p, m, v.mode, answer=v.answer)
-    fake = engine_name(engine) in FAKES
-    item_set = item_set or load(b, source, data_file, allow_specimens=allow_specimens)
+    fake, kept = engine_name(engine) in FAKES, item_set or load(b, source, data_file, allow_specimens=allow_specimens)
     located, tok = _located(m, ps, engine, tokenizer)
     m = located.model if located else m
     p = check_protocol(vendor_protocol(p, m, generation_config(located) if located else {}), m, v.mode, answer=v.answer)
-    device, items = None if fake or located is None else detect(), tuple(item_order(item_set.items, b.id, order_seed))
+    device, ps = (None, ps) if fake or located is None else _on_cards(ps, m, output_budget(v, p))
+    items = tuple(item_order(kept.items, b.id, order_seed))
     loud = [*own] + [w for w, x in (("fake-engine", fake), ("uncalibrated-fp8", ps.allow_uncalibrated_fp8)) if x]
     return Plan(model=m, located=located, tokenizer=tok, preset=ps, protocol=p, benchmark=b, variant_name=name,
-                item_set=item_set, items=items, limit=min(limit or len(items), len(items)),
+                item_set=kept, items=items, limit=min(limit or len(items), len(items)),
                 epochs=n_epochs(p, len(items)), engine=who_answers(engine, ps, m, located, device), device=device,
-                system=system, order_seed=order_seed, marks=(*item_set.marks, *loud), runs=folder, asked=asked)
+                system=system, order_seed=order_seed, marks=(*kept.marks, *loud), runs=folder, asked=asked)
 
 # %% ../nbs/68_plans.ipynb #c17
 def survey(

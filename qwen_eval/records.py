@@ -47,6 +47,9 @@ class Request:
     tools: tuple[dict[str, Any], ...] = () # What the model may call, for these; `type` and `function`
     sampling: Sampling = Sampling() # How tokens are drawn
     max_tok: int = 1 # Output budget, thinking included
+    thinking_tok: int = 0 # Of these, what thinking may take before it is ended by force; 0 leaves it to the model
+    thinking_end: tuple[int, ...] = () # Token ids that then end it, counted in `thinking_tok`, shape (n_tok,)
+    structured: dict[str, Any] = field(default_factory=dict) # Form of the answer: one of `choice`, `regex`, `json`
     stop: tuple[str, ...] = () # Texts that end the answer
     seed: int | None = None # Seed of the draw; None where nothing is drawn
     ignore_eos: bool = False # Write to the budget, whatever the model says, as when speed is measured
@@ -79,6 +82,7 @@ class Completion:
     n_prompt_tok: int = 0 # Tokens of the prompt
     n_output_tok: int = 0 # Tokens produced, thinking included
     n_thinking_tok: int = 0 # Of these, thinking
+    thinking_forced: bool = False # Was its thinking ended at `thinking_tok`? The tokens that ended it are not counted
     n_cached_tok: int = 0 # Tokens of the prompt found in the prefix cache
     queue_s: float | None = None # Waiting before the scheduler took it up, seconds
     ttft_s: float | None = None # Until the first token, seconds
@@ -88,6 +92,7 @@ class Completion:
     turns: tuple[str, ...] = () # Answers of the earlier turns, where the item is a conversation; `text` is the last
     error: str = "" # What went wrong, where `finish_reason` is "error"; why it was not asked, where "length"
     prompt_hash: str = "" # Copied from the request
+    from_cache: bool = False # Was it taken from the cache of answers, and not generated? Then it has no times
 
     @property
     def key(self) -> tuple[str, int]: # (item id, epoch), unique within a run

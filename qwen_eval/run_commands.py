@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['runs', 'JudgeModel', 'runs_list', 'runs_show', 'runs_verify', 'runs_export', 'runs_import', 'runs_grade',
-           'runs_pairs', 'runs_alpaca']
+           'runs_pairs', 'runs_alpaca', 'runs_bfcl']
 
 # %% ../nbs/89_run_commands.ipynb #c02
 from pathlib import Path
@@ -39,23 +39,29 @@ def runs_list(as_json: JsonFlag = False):
         return table([r | b for r, b in zip(rows, brief, strict=True)], columns | said)
     say([summary(r) for r in list_runs()], text, as_json)
 
+# %% ../nbs/89_run_commands.ipynb #c14
 @runs.command("show")
 def runs_show(
     run: RunName,
     items: Annotated[int, typer.Option(min=0, help="Show so many of its answers, in the order asked.")] = 0,
+    costs: Annotated[bool, typer.Option("--performance", help="Show times, memory, energy and cost.")] = False,
     as_json: JsonFlag = False,
 ):
     """Show one run; with --items its answers, with --json its manifest and its estimate too.
 
     \b
     qwen-eval runs show 1a2b3c4d --items 5
+    qwen-eval runs show 1a2b3c4d --performance
     """
     from qwen_eval.runs import open_run, summary
+    from qwen_eval.performance import run_performance
     from qwen_eval.terminal import answer_rows, answer_text
     found = open_run(run)
     rows = answer_rows(found, items) if items else []
-    if as_json: say({**summary(found), "manifest": found.manifest, **({"items": rows} if items else {})}, str, True)
-    else: print("\n\n".join([repr(found), *map(answer_text, rows)]))
+    spent = {"performance": run_performance(found)} if costs else {}
+    more = spent | ({"items": rows} if items else {})
+    if as_json: say({**summary(found), "manifest": found.manifest, **more}, str, True)
+    else: print("\n\n".join([repr(found), *map(repr, spent.values()), *map(answer_text, rows)]))
 
 # %% ../nbs/89_run_commands.ipynb #c06
 @runs.command("verify")
@@ -178,3 +184,20 @@ def runs_alpaca(
         done = written | {"figures": f"none: {e}"}
     shown = ((k, v if isinstance(v, str) else f"{v:g}") for k, v in done.items())
     say(done, lambda _: fact_lines(shown, 26, line_width()), as_json)
+
+# %% ../nbs/89_run_commands.ipynb #d66cc46f
+@runs.command("bfcl")
+def runs_bfcl(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="A run of bfcl, one of bfcl_multi_turn.")],
+    as_json: JsonFlag = False,
+):
+    """Show the parts of the function-calling leaderboard's score that runs have measured, and what is missing.
+
+    \b
+    qwen-eval runs bfcl 1a2b3c4d 5e6f7a8b
+    """
+    from dataclasses import asdict
+    from qwen_eval.bfcl_overall import bfcl_score
+    from qwen_eval.runs import open_run
+    done = bfcl_score([open_run(n) for n in names])
+    say(asdict(done) if as_json else done, str, as_json)

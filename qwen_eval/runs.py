@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from .errors import ConfigError, IntegrityError, QwenEvalError, UnknownNameError
 from .layout import fact_lines, line_width, shortened
+from .metering import add_up
 from .prompts import letter_order
 from .records import COUNTED, STATUSES, Completion, Estimate
 from .scores import measured, read_scores, truncation_bounds, weigh
@@ -142,13 +143,14 @@ def benchmark_label(
 # %% ../nbs/70_runs.ipynb #c09
 def performance(
     manifest: dict[str, Any], # Of a run
-) -> dict[str, float | None]: # `seconds`, `n_*`, and each of these per second; None where nothing was generated
+) -> dict[str, float | None]: # `seconds`, `n_*`, each of these per second, and `metering.add_up`; None: not known
     "What a run cost: wall time of generation, tokens and rates over all its sessions, engine start left out."
     sessions = [s for s in manifest.get("sessions", ()) if s.get("n_completions")]
     total = {k: sum(s[k] for s in sessions) for k in ("n_completions", "n_prompt_tok", "n_output_tok")}
     seconds = sum(s["generate_s"] for s in sessions) or None
     names = {"n_completions": "requests_s", "n_prompt_tok": "prompt_tok_s", "n_output_tok": "output_tok_s"}
-    return {"seconds": seconds, **total, **{names[k]: seconds and n / seconds for k, n in total.items()}}
+    rates = {names[k]: seconds and n / seconds for k, n in total.items()}
+    return {"seconds": seconds, **total, **rates, **add_up(s.get("performance") for s in sessions)}
 
 # %% ../nbs/70_runs.ipynb #c13
 class Run(StoredRun):
@@ -217,7 +219,7 @@ def summary(
             "n_sessions": len([s for s in m.get("sessions", ()) if s.get("n_completions")]),
             "system": f.get("protocol", {}).get("system"), "template": f["model"].get("template", ""),
             **_room(run, scored), "if_truncated_wrong": low, "if_truncated_right": high,
-            "output_tok_s": p["output_tok_s"], "seconds": p["seconds"], "n_output_tok": p["n_output_tok"],
+            **{k: p[k] for k in ("output_tok_s", "seconds", "n_output_tok", "energy_j")},
             "complete": run.complete, "marks": ", ".join(m["marks"]), "note": note,
             "unread_verdicts": _unread(run, scored),
             "verified": m["items"]["verified"], "source": m["items"]["source"],
@@ -253,6 +255,8 @@ def describe(
     if s["truncated"]: cut = f"{s['truncated']}{bounds}"
     if s["engine"] == "fake": speed = ""
     elif s["seconds"]: speed = f"{s['output_tok_s']:.0f} tok/s, {s['seconds']:.1f} s{_whole(run, s)}"
+    used, n = s["energy_j"], s["n_output_tok"]
+    energy = used and f"{used:,.0f} J" + (f", {1000 * used / n:,.0f} J per 1,000 output tokens" if n else "")
     epochs = f", {s['n_epochs']} epochs" if s["n_epochs"] > 1 else ""
     how = f"{s['variant']}, {s['n_shot']}-shot"
     protocol = s["protocol"] + (f", {s['max_tok']} tokens" if s["max_tok"] else "")
@@ -262,6 +266,7 @@ def describe(
              "items": f"{s['n_items']} of {run.manifest['items']['n']}{epochs}", "truncated": cut,
              "no answer": str(s["no_answer"]), "verdicts not read": str(s["unread_verdicts"] or ""),
              "engine errors": str(s["engine_error"] or ""), "speed": speed,
+             "energy": energy,
              "source": f"{s['source']} ({s['verified']})", "run": s["run_id"]}
     return {k: v for k, v in cells.items() if v}
 

@@ -294,7 +294,7 @@ class Session:
         self.n_done, self.epochs = n_answered(writer.stored), epochs
         self.n_items = max(n_items, before.get("n_items", 0))
         self.n_wanted = self.n_items * epochs
-        counts = dict.fromkeys(("n_completions", "n_errors", "n_prompt_tok", "n_output_tok"), 0)
+        counts = dict.fromkeys(("n_completions", "n_from_cache", "n_errors", "n_prompt_tok", "n_output_tok"), 0)
         self.now = {"started": now(), "limit": n_items, **facts, **counts, "environment": environment()}
         self.measure = measure
         self.save()
@@ -304,8 +304,10 @@ class Session:
         c: Completion, # That was appended
     ) -> None:
         "Take one answer into account."
-        for k in ("n_prompt_tok", "n_output_tok"): self.now[k] += getattr(c, k)
-        self.now["n_completions"] += 1
+        if c.from_cache: self.now["n_from_cache"] += 1 # not generated: no part of what is said about speed
+        else:
+            for k in ("n_prompt_tok", "n_output_tok"): self.now[k] += getattr(c, k)
+            self.now["n_completions"] += 1
         self.now["n_errors"] += (error := c.finish_reason == "error")
         self.n_done += not error
         if time.perf_counter() - self.saved > 5: self.save()
