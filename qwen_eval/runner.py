@@ -21,6 +21,7 @@ from .errors import ConfigError, IntegrityError, QwenEvalError
 from .evaluation import evaluate
 from .fetch import writable
 from .models import models
+from .engines.all import APIS
 from .plans import FAKES
 from .presets import engine_args
 from .progress import Board, LineCount
@@ -123,7 +124,7 @@ def shared_engine(
 ) -> Iterator[EngineProcess | None]: # None where nothing is left to ask
     "An engine process for a group of runs."
     p = runs[0].plan
-    if all(r.n_done() == r.n_answers and (r.state() == "complete" or not (r.jury and r.jury.shared)) for r in runs):
+    if p.engine.name in APIS or all(r.n_done() == r.n_answers and (r.state() == "complete" or not (r.jury and r.jury.shared)) for r in runs):
         yield None
         return
     args = {}
