@@ -274,18 +274,15 @@ def test_who_leaves_early_leaves_nothing_under_way():
                               for i in range(100)))) == 100
 
 
-def test_the_command_line_and_a_study_without_a_process(tmp_path, monkeypatch, capfd):
+def test_a_study_needs_no_engine_process(tmp_path, monkeypatch):
     from qwen_eval.runner import run_study
     from qwen_eval.studies import Study
     monkeypatch.setenv("QWEN_EVAL_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr("qwen_eval.runner.EngineProcess", None) # would be called
-    with Server(lambda i, n: "") as server:
-        server.chat_of = None
-        asked = Study(id="apis", models=("some-model-at-an-api",), benchmarks=("gsm8k",), engine="openai", limit=2,
-                      base_url=server.url, served_model="mine-1", allow_specimens=True, answer_tok=64)
-        monkeypatch.setattr(Server, "chat", _always)
-        with Server() as plain:
-            done = run_study(replace(asked, base_url=plain.url), notebooks=False)
+    monkeypatch.setattr(Server, "chat", _always)
+    asked = Study(id="apis", models=("some-model-at-an-api",), benchmarks=("gsm8k",), engine="openai", limit=2,
+                  served_model="mine-1", allow_specimens=True, answer_tok=64)
+    with Server() as server: done = run_study(replace(asked, base_url=server.url), notebooks=False)
     assert not done.failures and done.rows[0]["model"] == "some-model-at-an-api"
     assert_no_key(tmp_path)
     with pytest.raises(ConfigError, match="password"):
