@@ -31,18 +31,18 @@ from .requests import unasked
 from .runs import Run, items_of, open_run
 from .scorers.text import ScoreOptions
 from .scores import Beside, read_scores, score_run, settled, unscored
-from .store import (RunWriter, Session, by_key, differences, environment, generate_stage, n_answered, now,
+from .store import (RunWriter, Session, Stored, by_key, differences, environment, generate_stage, n_answered, now,
                              read_completions, read_manifest, run_id, update_manifest)
 
 # %% ../nbs/71_evaluate.ipynb #c07
 def _missing(plan, hashes, stored):
     "Keys to ask for, in order; raises `IntegrityError` where an answer belongs to another prompt."
     for key, today in hashes.items():
-        if key in stored and stored[key].prompt_hash not in ("", today):
+        if key in stored and (then := stored.hash_of(key)) not in ("", today):
             raise IntegrityError(f"Run {plan.path.name}, item {key[0]!r}, epoch {key[1]}: the stored answer belongs to "
-                                 f"prompt {stored[key].prompt_hash}, today's is {today}. The prompt was changed under "
+                                 f"prompt {then}, today's is {today}. The prompt was changed under "
                                  "one benchmark version: raise the version, or move the run's folder away.")
-    return [k for k in hashes if k not in stored or stored[k].finish_reason == "error"]
+    return [k for k in hashes if k not in stored or stored.failed(k)]
 
 # %% ../nbs/71_evaluate.ipynb #c09
 def _answers(plan, engine, requests):
@@ -72,9 +72,10 @@ def _ask(plan, engine, start_s, writer, missing, progress, beside=None):
         for c in answers:
             if c.key not in todo: raise EngineError(f"The engine answered {c.key}, which was not asked for.")
             todo.discard(c.key)
-            writer.append(c)
-            if beside: beside.add(writer.stored[c.key])
+            kept = writer.append(c)
+            if beside: beside.add(kept)
             session.count(c)
+            if not progress: continue
             bar.set_postfix(tok=session.now["n_output_tok"], refresh=False)
             bar.update()
         if todo: raise EngineError(f"The engine left {len(todo)} requests unanswered.", retryable=True)
@@ -131,10 +132,10 @@ def _room(path):
 def _borrow(plan, writer, hashes):
     "Take over answers to the same prompts from runs that differ in the judge alone, and note from where."
     for folder in lenders(plan):
-        theirs = by_key(read_completions(folder / "completions.jsonl")[0])
-        same = [theirs[k] for k in _missing(plan, hashes, writer.stored)
-                if k in theirs and theirs[k].finish_reason != "error" and theirs[k].prompt_hash == hashes[k]]
-        for c in same: writer.append(c)
+        theirs = Stored(folder / "completions.jsonl")
+        same = [k for k in _missing(plan, hashes, writer.stored)
+                if k in theirs and not theirs.failed(k) and theirs.hash_of(k) == hashes[k]]
+        for k in same: writer.append(theirs[k])
         if same: update_manifest(plan.path, answers_from=folder.name)
     _begin(plan, writer.stored)
 
@@ -224,7 +225,7 @@ def carry_out(
 ) -> None:
     "Ask what a plan misses, and score it; raises `QwenEvalError`."
     needed, hashes = survey(plan, progress)
-    stored = by_key(read_completions(plan.path / "completions.jsonl")[0])
+    stored = Stored(plan.path / "completions.jsonl")
     missing, frame = _missing(plan, hashes, stored), read_scores(plan.path)
     judged_tok = jury.context_tok(stored, plan.path, more=bool(missing)) if jury else 0
     needed = max(needed, context_tok, judged_tok if jury and jury.shared else 0)
@@ -330,7 +331,7 @@ def _take_over(path, run, identity, marks):
             update_manifest(path, run_id=path.name, fingerprint=identity, marks=marks, answers_from=run.id,
                             **{k: v for k, v in run.manifest.items() if k not in left})
         for key, c in run.completions().items():
-            failed = key in w.stored and w.stored[key].finish_reason == "error" != c.finish_reason
+            failed = key in w.stored and w.stored.failed(key) and c.finish_reason != "error"
             if failed or key not in w.stored: w.append(c)
         stage = generate_stage(n_answered(w.stored), run.manifest["stages"]["generate"]["n_items"],
                                run.manifest["epochs"])
