@@ -304,8 +304,9 @@ def sealed(
     "The request for one epoch."
     drawn = request_seed(seed, request.item_id, epoch) if request.sampling.temperature > 0 else None
     if request.epoch == epoch and request.prompt_hash and request.seed == drawn: return request
-    request = replace(request, epoch=epoch, seed=drawn, prompt_hash="")
-    request.__dict__["prompt_hash"] = prompt_hash(request) # nobody else holds it yet
+    same = bool(request.prompt_hash) and request.seed == drawn # nothing is drawn: all epochs are asked the same
+    request = replace(request, epoch=epoch, seed=drawn, prompt_hash=request.prompt_hash if same else "")
+    if not same: request.__dict__["prompt_hash"] = prompt_hash(request) # nobody else holds it yet
     return request
 
 # %% ../nbs/31_requests.ipynb #c48
@@ -332,7 +333,7 @@ def build_requests(
             while batch := list(islice(group, 256)):
                 for draft in _drafts(batch, build, shown, variant, tokenizer, protocol.thinking, system):
                     request = _request(draft, variant, model, tokenizer, protocol, known)
-                    for epoch in range(epochs): yield sealed(request, epoch, protocol.seed)
+                    for epoch in range(epochs): yield (request := sealed(request, epoch, protocol.seed))
     return stream()
 
 def _checked_n_shot(pool, benchmark, variant, tokenizer, protocol, system):

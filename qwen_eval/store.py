@@ -18,12 +18,14 @@ import re
 import struct
 import sys
 import time
+from array import array
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from sys import intern
 from typing import Any
 from .errors import ConfigError, EngineError, IntegrityError
 from .fetch import write_atomic
@@ -131,27 +133,32 @@ class Stored(Mapping):
         self,
         file: Path, # A `completions.jsonl`; it need not exist
     ):
-        self.file, self.n_bytes, self.n_answered, self._index, self._read = Path(file), 0, 0, {}, None
+        self.file, self.n_bytes, self.n_answered, self._read = Path(file), 0, 0, None
+        self._rows, self._starts, self._lengths, self._failed, self._hashes = {}, array("Q"), array("L"), bytearray(), []
         for c, start, length in _scan(self.file): self.note(c, start, length)
 
     def note(self, c, start, length): # a record that is in the file now; which one counts is as in `by_key`
         self.n_bytes = start + length
-        before = self._index.get(c.key)
-        if before is not None and not before[2]: return
-        self._index[c.key] = (start, length, failed := c.finish_reason == "error", c.prompt_hash)
+        row, failed = self._rows.get(c.key), c.finish_reason == "error"
+        if row is not None and not self._failed[row]: return
+        self._rows[intern(c.item_id), c.epoch] = len(self._starts)
+        self._starts.append(start)
+        self._lengths.append(length)
+        self._failed.append(failed)
+        self._hashes.append(intern(c.prompt_hash))
         self.n_answered += not failed
 
-    def failed(self, key) -> bool: return self._index[key][2] # is it an engine error?
-    def hash_of(self, key) -> str: return self._index[key][3] # of its prompt
+    def failed(self, key) -> bool: return bool(self._failed[self._rows[key]]) # is it an engine error?
+    def hash_of(self, key) -> str: return self._hashes[self._rows[key]] # of its prompt
 
     def __getitem__(self, key):
-        start, length, *_ = self._index[key]
+        start, length = self._starts[row := self._rows[key]], self._lengths[row]
         if self._read is None: self._read = open(self.file, "rb", buffering=0) # noqa: SIM115
         return _decoder().decode(os.pread(self._read.fileno(), length, start))
 
-    def __iter__(self): return iter(self._index)
-    def __len__(self): return len(self._index)
-    def __contains__(self, key): return key in self._index
+    def __iter__(self): return iter(self._rows)
+    def __len__(self): return len(self._rows)
+    def __contains__(self, key): return key in self._rows
     def __repr__(self): return repr(dict(self))
 
 # %% ../nbs/06_store.ipynb #c22
