@@ -886,6 +886,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'qwen_eval.engines.http._Failed.__init__': ( 'engines.http.html#_failed.__init__',
                                                                                      'qwen_eval/engines/http.py'),
                                         'qwen_eval.engines.http._is_local': ('engines.http.html#_is_local', 'qwen_eval/engines/http.py'),
+                                        'qwen_eval.engines.http._new_loop': ('engines.http.html#_new_loop', 'qwen_eval/engines/http.py'),
                                         'qwen_eval.engines.http._said': ('engines.http.html#_said', 'qwen_eval/engines/http.py'),
                                         'qwen_eval.engines.http.access': ('engines.http.html#access', 'qwen_eval/engines/http.py'),
                                         'qwen_eval.engines.http.backoff': ('engines.http.html#backoff', 'qwen_eval/engines/http.py'),

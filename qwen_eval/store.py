@@ -238,7 +238,7 @@ class RunWriter:
         try: line, kept = _as_line(completion)
         except (TypeError, ValueError) as e:
             raise EngineError(f"The answer to {completion.key} cannot be stored: {e}. Correct the engine.") from None
-        start = self._file.seek(0, os.SEEK_END)
+        start = self.stored.n_bytes
         try:
             n = self._file.write(line)
             if n < len(line) and self._file.write(line[n:]) < len(line) - n: # the second try says what the matter is

@@ -197,6 +197,12 @@ def _said(data): # what a server says of an error, on one line
         text = str(found.get("message") or found.get("detail") or found) if isinstance(found, dict) else str(found)
     return " ".join(text.split())[:300] or "nothing"
 
+def _new_loop(): # uvloop spares a fifth of the work, where it is installed, as vLLM's server wants it
+    with contextlib.suppress(ImportError):
+        import uvloop
+        return uvloop.new_event_loop()
+    return asyncio.new_event_loop()
+
 def _is_local(url): return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
 
 # %% ../../nbs/42_engines.http.ipynb #c19
@@ -329,7 +335,7 @@ class HttpEngine(Calls):
     ):
         super().__init__(url, info, capabilities, key, concurrency, timeout_s, attempts, patience_s, backoff_s, stream)
         self.purse, self.n_requests, self._last, self._failure, self._bell = purse or Purse(), 0, 0, None, None
-        self._fresh, self._tasks, self._ready, self._loop = [], {}, [], asyncio.new_event_loop()
+        self._fresh, self._tasks, self._ready, self._loop = [], {}, [], _new_loop()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine-http")
 
     def worst(self, request: Request) -> tuple[int, int]: # Tokens of the prompt and of the answer
