@@ -2,9 +2,9 @@
 
 QWEN_EVAL_DATA=... python benchmarks/api_speed.py --out result.json [--part zero,latency,memory,bare] [--repeats 3]
 
-`evaluate("smollm2_135m", "gsm8k", engine="openai")` against `api_stub.py`: loading the items, prompts by the model's own
-tokenizer and template, requests, answers on the disk, scores and their table are all in the time; imports are not (a first
-small run warms up). The stub runs in a process of its own. Model and items must be here; no GPU, no network.
+`evaluate("smollm2_135m", "gsm8k", engine="openai")` against `api_stub.py`: loading the items, prompts by the model's
+own tokenizer and template, requests, answers on the disk, scores and their table are all in the time; imports are not
+(a first small run warms up). The stub runs in a process of its own. Model and items must be here; no GPU, no network.
 """
 import argparse
 import asyncio
@@ -94,7 +94,8 @@ def memory(folder, _, epochs=76, marks=(1_000, 10_000, 50_000, 100_000)):
         over.set()
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return {"n": n, "seconds": round(s, 1), "cpu_s": round(c, 1), "asking_s": g, "rss_mib_before": round(before, 1),
-            "rss_mib": seen, "rss_mib_after": round(rss_mib(), 1), "rss_mib_peak": round(int(peak.split()[1]) / 1024, 1)}
+            "rss_mib": seen, "rss_mib_after": round(rss_mib(), 1),
+            "rss_mib_peak": round(int(peak.split()[1]) / 1024, 1)}
 
 
 def bare(_, repeats, n=5000, concurrency=64):

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 
-TEXT = "Let me think step by step.\nShe sells 16 - 3 - 4 = 9 eggs a day, for 9 * 2 = 18 dollars.\nThe answer is \\boxed{18}."
+TEXT = "There are three boxes with six pens each.\nThat is 3 * 6 = 18 pens in all.\nThe answer is \\boxed{18}."
 USAGE = {"prompt_tokens": 120, "completion_tokens": 48, "total_tokens": 168}
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 

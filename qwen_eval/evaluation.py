@@ -31,7 +31,8 @@ from .requests import unasked
 from .runs import Run, items_of, open_run
 from .scorers.text import ScoreOptions
 from .scores import Beside, read_scores, score_run, settled, unscored
-from .store import (RunWriter, Session, Stored, by_key, differences, environment, generate_stage, n_answered, now,
+from .store import (RunWriter, Session, Stored, by_key, differences, environment, generate_stage,
+                             n_answered, now,
                              read_completions, read_manifest, run_id, update_manifest)
 
 # %% ../nbs/71_evaluate.ipynb #c07

@@ -251,8 +251,8 @@ def served_way(
     usual, v = benchmark.variant(None, model.variant, model.tool_format)
     found = [usual] if fits(v) else [n for n, x in benchmark.variants.items() if x.mode == "generate" and fits(x)]
     if found: return found[0]
-    raise ConfigError(f"{benchmark.id} is asked in the variants {', '.join(benchmark.variants)}; the server answers none "
-                      f"of them: it gives {'text' if can.token_ids else 'text, for chat turns,'} and no "
+    raise ConfigError(f"{benchmark.id} is asked in the variants {', '.join(benchmark.variants)}; the server answers "
+                      f"none of them: it gives {'text' if can.token_ids else 'text, for chat turns,'} and no "
                       "log-probabilities. Take a vLLM server, or an engine here.")
 
 def _whose(model, engine, facts):
@@ -328,7 +328,8 @@ def plan_run(
     m = located.model if located else m
     p = check_protocol(vendor_protocol(p, m, generation_config(located) if located else {}), m, v.mode, answer=v.answer)
     server, not_sent = prepare(api, p, v) if api else (None, ())
-    device, items = None if fake or api or located is None else detect(), tuple(item_order(item_set.items, b.id, order_seed))
+    items = tuple(item_order(item_set.items, b.id, order_seed))
+    device = None if fake or api or located is None else detect()
     loud = [*own] + [w for w, x in (("fake-engine", fake), ("uncalibrated-fp8", ps.allow_uncalibrated_fp8),
                                     ("server-sampling", not_sent)) if x]
     return Plan(model=m, located=located, tokenizer=tok, preset=ps, protocol=p, benchmark=b, variant_name=name,

@@ -232,7 +232,8 @@ def prompt_hash(
     r = request
     said = () if r.prompt_ids else (r.prompt, [(m["role"], m["content"]) for m in r.messages], *r.tools)
     ids = (r.prompt_ids, r.label_ids, *r.continuation_ids)
-    shape = (r.mode, [float(getattr(r.sampling, f)) for f in _SAMPLING], r.max_tok, r.stop, r.seed, said, [len(i) for i in ids])
+    shape = (r.mode, [float(getattr(r.sampling, f)) for f in _SAMPLING], r.max_tok, r.stop, r.seed, said,
+             [len(i) for i in ids])
     h = hashlib.sha256(repr(shape).encode())
     for i in ids: h.update(struct.pack(f"<{len(i)}I", *i))
     return h.hexdigest()[:16]

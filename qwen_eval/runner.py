@@ -124,7 +124,8 @@ def shared_engine(
 ) -> Iterator[EngineProcess | None]: # None where nothing is left to ask
     "An engine process for a group of runs."
     p = runs[0].plan
-    if p.engine.name in APIS or all(r.n_done() == r.n_answers and (r.state() == "complete" or not (r.jury and r.jury.shared)) for r in runs):
+    def done(r): return r.n_done() == r.n_answers and (r.state() == "complete" or not (r.jury and r.jury.shared))
+    if p.engine.name in APIS or all(map(done, runs)): # a server is no process of ours
         yield None
         return
     args = {}

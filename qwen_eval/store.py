@@ -134,7 +134,8 @@ class Stored(Mapping):
         file: Path, # A `completions.jsonl`; it need not exist
     ):
         self.file, self.n_bytes, self.n_answered, self._read = Path(file), 0, 0, None
-        self._rows, self._starts, self._lengths, self._failed, self._hashes = {}, array("Q"), array("L"), bytearray(), []
+        self._rows, self._hashes, self._failed = {}, [], bytearray() # by key; by row: hash, is it an engine error?
+        self._starts, self._lengths = array("Q"), array("L") # by row, bytes
         for c, start, length in _scan(self.file): self.note(c, start, length)
 
     def note(self, c, start, length): # a record that is in the file now; which one counts is as in `by_key`
@@ -252,8 +253,8 @@ class RunWriter:
         return kept
 
     def _sync_beside(self): # a window is on its way to the disk while the next one fills
-        if self._kept is not None and not self._kept.done():
-            if self._pending < 8 * self.window: return
+        under_way = self._kept is not None and not self._kept.done()
+        if under_way and self._pending < 8 * self.window: return
         self._settle()
         self._kept = self._beside.submit(os.fsync, self._file.fileno())
         self._pending, self._synced = 0, time.monotonic()

@@ -94,8 +94,8 @@ def study(
     found = name if isinstance(name, Study) else declare(Study, name, known[name], f"study.{name}")
     check_name("study", found.id)
     if found.base_url and "@" in found.base_url:
-        raise ConfigError("The address of a study is written into its notebooks: leave user and password out. An address "
-                          "with them may stand as base_url under [engine] in settings.ini.")
+        raise ConfigError("The address of a study is written into its notebooks: leave user and password out. An "
+                          "address with them may stand as base_url under [engine] in settings.ini.")
     for key in ("models", "benchmarks", "presets"):
         values = getattr(found, key)
         if key == "models" and found.checkpoints: continue

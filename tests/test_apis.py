@@ -85,7 +85,8 @@ class Server:
             return web.json_response({"error": {"message": f"no, not with {key}"}}, status=int(mood),
                                      headers={"Retry-After": after} if after else {})
         answer = f"It is \\boxed{{{2 * i}}}."
-        reply = {"choices": [{"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}],
+        turn = {"role": "assistant", "content": answer}
+        reply = {"choices": [{"index": 0, "message": turn, "finish_reason": "stop"}],
                  "usage": {"prompt_tokens": 20, "completion_tokens": 10}}
         if request.path == "/v1/messages":
             reply = {"content": [{"type": "text", "text": answer}], "stop_reason": "end_turn",
@@ -129,7 +130,9 @@ def assert_no_key(folder):
 
 
 def test_a_server_that_misbehaves(tmp_path, capfd):
-    def mood(i, n): return MOODS[i % 10] if i % 3 == 0 and n == 1 else MOODS[(i + n) % 10] if i % 7 == 0 and n < 4 else ""
+    def mood(i, n):
+        if i % 3 == 0 and n == 1: return MOODS[i % 10]
+        return MOODS[(i + n) % 10] if i % 7 == 0 and n < 4 else ""
     with Server(mood) as server:
         r = run(server, tmp_path)
         kept = lines(r)
@@ -186,7 +189,7 @@ def test_a_dead_server_stops_the_run_which_goes_on_when_it_is_back(tmp_path):
         first.stop()
     killer = threading.Thread(target=die)
     killer.start()
-    with pytest.raises(EngineError, match="answers of run .* are stored") as said: run(first, tmp_path, patience_s=0.5)
+    with pytest.raises(EngineError, match=r"answers of run .* are stored") as said: run(first, tmp_path, patience_s=0.5)
     killer.join()
     assert said.value.retryable
     done = {c.key for f in (tmp_path / "runs").glob("*/completions.jsonl") for c in read_completions(f)[0]}
@@ -249,7 +252,8 @@ def test_anthropic(tmp_path):
     with Server(lambda i, n: "529" if i == 2 and n == 1 else "") as server:
         r = run(server, tmp_path, engine="anthropic")
         assert r.counts["scored"] == 60 and r.scores.value.eq(1).all() and server.keys == {SECRET}
-        assert r.manifest["fingerprint"]["engine"]["name"] == "anthropic" and "server-sampling" not in r.manifest["marks"]
+        assert r.manifest["fingerprint"]["engine"]["name"] == "anthropic"
+        assert "server-sampling" not in r.manifest["marks"]
         with AnthropicEngine("mine-1", server.url) as engine, pytest.raises(EngineError, match="turns"):
             for c in engine.run([Request(item_id="q")]): raise EngineError(c.error)
     assert_no_key(tmp_path)
@@ -263,15 +267,16 @@ def test_password_of_an_address_is_used_and_never_written(tmp_path):
 
 
 def test_who_leaves_early_leaves_nothing_under_way():
-    with Server(lambda i, n: "hang" if i else "") as server, start("openai", None, {"base_url": server.url, "model": "m"}) as e:
-        asked = (Request(item_id=str(i), messages=({"role": "user", "content": f"What is {i} + {i}?"},)) for i in range(9))
-        reader = e.run(asked)
+    def asked(n): return (Request(item_id=str(i), messages=({"role": "user", "content": f"What is {i} + {i}?"},))
+                          for i in range(n))
+    with Server(lambda i, n: "hang" if i else "") as server, \
+            start("openai", None, {"base_url": server.url, "model": "m"}) as e:
+        reader = e.run(asked(9))
         assert next(reader).item_id == "0"
         reader.close()
         assert not e._tasks and not e._fresh and not e._ready
         server.mood = lambda i, n: ""
-        assert len(list(e.run(Request(item_id=str(i), messages=({"role": "user", "content": f"What is {i} + {i}?"},))
-                              for i in range(100)))) == 100
+        assert len(list(e.run(asked(100)))) == 100
 
 
 def test_a_study_needs_no_engine_process(tmp_path, monkeypatch):

@@ -660,8 +660,8 @@ def test_an_engine_whose_facts_cannot_be_sent_ends_at_once(tmp_path):
 
 
 # ---------------------------------------------------------------- the same through OpenAI's protocol
-DRAWN = [replace(r, seed=7, sampling=Sampling(temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.05), stop=("\n",))
-         for r in MIXED[3:4]]
+WARM = Sampling(temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.05)
+DRAWN = [replace(r, seed=7, sampling=WARM, stop=("\n",)) for r in MIXED[3:4]]
 
 
 def captured(engine, monkeypatch, ask):
@@ -678,8 +678,8 @@ def captured(engine, monkeypatch, ask):
 
 def effective(params):
     "What changes an answer; not how it is handed over, nor whether the prefix cache helps."
-    handed_over = {"output_kind", "flat_logprobs", "detokenize", "skip_clone", "skip_reading_prefix_cache", "extra_args",
-                   "bad_words", "stream_interval"}
+    handed_over = {"output_kind", "flat_logprobs", "detokenize", "skip_clone", "skip_reading_prefix_cache",
+                   "extra_args", "bad_words", "stream_interval"}
     found = {f: getattr(params, f) for f in params.__struct_fields__ if f not in handed_over and not f.startswith("_")}
     return found | {"stop": list(params.stop or ()), "stop_token_ids": list(params.stop_token_ids or ())}
 
@@ -687,7 +687,8 @@ def effective(params):
 @pytest.mark.engine
 def test_equal_sampling_here_through_the_process_and_through_openai(vllm_engine, tmp_path, monkeypatch):
     protocol = pytest.importorskip("vllm.entrypoints.openai.completion.protocol")
-    from qwen_eval.engines.openai_api import Server as ApiServer, completions_call
+    from qwen_eval.engines.openai_api import Server as ApiServer
+    from qwen_eval.engines.openai_api import completions_call
     asked = [*MIXED[:4], *DRAWN]
     here = captured(vllm_engine, monkeypatch, lambda: vllm_engine.run(asked))
     server = Server(vllm_engine, tmp_path / "engine")
@@ -713,15 +714,16 @@ def test_equal_sampling_here_through_the_process_and_through_openai(vllm_engine,
 @pytest.mark.slow
 def test_a_real_server_says_what_the_engine_here_says(vllm_engine, tiny, tmp_path):
     import socket
+
     from qwen_eval.engines.openai_api import OpenAIEngine, reach
     from qwen_eval.models import Model
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    flags = ["--max-model-len", "512", "--max-num-seqs", "8", "--dtype", "float32", "--kv-cache-memory-bytes", "268435456",
-             "--enforce-eager", "--port", str(port), "--host", "127.0.0.1"]
+    flags = ["--max-model-len", "512", "--max-num-seqs", "8", "--dtype", "float32", "--enforce-eager",
+             "--kv-cache-memory-bytes", "268435456", "--port", str(port), "--host", "127.0.0.1"]
     env = {**os.environ, "TORCHDYNAMO_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    log, url = open(tmp_path / "log", "w"), f"http://127.0.0.1:{port}/v1"
+    log, url = open(tmp_path / "log", "w"), f"http://127.0.0.1:{port}/v1" # noqa: SIM115
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny), *flags]
     process = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
     try:

@@ -60,7 +60,7 @@ def check_sampling(
     if s.repetition_penalty != 1: wrong.append(f"repetition_penalty={s.repetition_penalty}: there is none; set 1")
     if s.temperature > 1: wrong.append(f"temperature={s.temperature}: at most 1")
     if protocol.thinking:
-        if s.temperature != 1 or s.top_k > 0: wrong.append("while it thinks, the temperature is 1 and there is no top_k")
+        if s.temperature != 1 or s.top_k > 0: wrong.append("while it thinks, the temperature is 1, without top_k")
         if protocol.thinking_tok < 1024: wrong.append(f"thinking_tok={protocol.thinking_tok}: at least 1024")
     elif s.top_p < 1 and s.temperature != 1: wrong.append("temperature and top_p together: set one of them to 1")
     if any(not t.strip() for t in variant.stop): wrong.append("a stop text of spaces and newlines only")
@@ -79,7 +79,8 @@ def messages_call(
     if system: body["system"] = system
     if request.tools: body |= {"tools": [as_tool(t) for t in request.tools], "tool_choice": {"type": "auto"}}
     if thinking_tok:
-        if thinking_tok >= request.max_tok: raise ValueError(f"{request.max_tok} tokens leave nothing after {thinking_tok} of thinking")
+        if thinking_tok >= request.max_tok:
+            raise ValueError(f"{request.max_tok} tokens leave nothing after {thinking_tok} of thinking")
         body["thinking"] = {"type": "enabled", "budget_tokens": thinking_tok}
         return body | ({"top_p": s.top_p} if s.top_p < 1 else {})
     if s.top_k > 0: body["top_k"] = s.top_k
@@ -121,10 +122,11 @@ class AnthropicEngine(HttpEngine):
         budget_tok: int | None = None, # The same in tokens
         **limits: Any, # Of `HttpEngine`: concurrency, timeout_s, attempts, patience_s
     ):
-        if limits.get("stream"): raise ConfigError("Replies of Anthropic's API are not streamed here; leave stream out.")
+        if limits.get("stream"): raise ConfigError("Anthropic's replies are not streamed here; leave stream out.")
         self.model, self.thinking_tok = model, thinking_tok
         info, can = as_engine(base_url, model)
-        super().__init__(base_url, info, can, Key(key_env, needed=True), Purse(budget_usd, budget_tok, prices), **limits)
+        purse = Purse(budget_usd, budget_tok, prices)
+        super().__init__(base_url, info, can, Key(key_env, needed=True), purse, **limits)
         info.effective.update(concurrency=self.window, timeout_s=self.timeout_s, attempts=self.attempts)
 
     def headers(self): return {"x-api-key": self._key.read(), "anthropic-version": "2023-06-01"}

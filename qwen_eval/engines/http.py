@@ -139,7 +139,7 @@ class Purse:
     "What may be spent in one sitting, and what was."
     usd: float | None = None # Most, US dollars; None: no bound
     tok: int | None = None # Most, tokens of prompts and answers; None: no bound
-    prices: tuple[float, float, float] | None = None # USD per 1e6 tokens: prompt, cached prompt, output; None: not known
+    prices: tuple[float, float, float] | None = None # USD per 1e6 tokens: prompt, cached, output; None: not known
     spent_usd: float = 0.0 # By answers that have come
     spent_tok: int = 0 # By answers that have come
     held_usd: float = 0.0 # Set aside for what is in flight

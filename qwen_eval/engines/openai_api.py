@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from .base import Capabilities, EngineInfo, split_thinking
-from .http import Access, HttpEngine, Key, Purse, access, login, prices_of, public_url
+from .http import HttpEngine, Key, Purse, access, login, prices_of, public_url
 from .vllm import sampling_args
 from ..errors import ConfigError, EngineError, UnknownNameError
 from ..fetch import write_atomic
@@ -35,13 +35,13 @@ class Kind:
     max_tok: str = "max_tokens" # Name of the output budget
     lacks: tuple[str, ...] = () # Fields of `Sampling` that its own default fills
     n_stop: int | None = None # Most stop texts; None: no bound
-    fixed: dict[str, Any] = field(default_factory=dict) # Sent with each request, since the server has defaults of its own
+    fixed: dict[str, Any] = field(default_factory=dict) # Sent with each request: the server has other defaults
     thinking: bool = False # Does its chat route take the switch of a chat template?
 
 _NO_PENALTY = {"presence_penalty": 0.0, "frequency_penalty": 0.0}
 KINDS = {
-    "vllm": Kind(ids=True, top_k="top_k", all_tokens=0, repetition_penalty="repetition_penalty", scores=True, thinking=True,
-                 fixed={"min_p": 0.0, **_NO_PENALTY}),
+    "vllm": Kind(ids=True, top_k="top_k", all_tokens=0, repetition_penalty="repetition_penalty", scores=True,
+                 thinking=True, fixed={"min_p": 0.0, **_NO_PENALTY}),
     "sglang": Kind(ids=True, top_k="top_k", repetition_penalty="repetition_penalty", thinking=True,
                    fixed={"min_p": 0.0, **_NO_PENALTY}),
     "llamacpp": Kind(ids=True, top_k="top_k", all_tokens=0, repetition_penalty="repeat_penalty", thinking=True,
@@ -75,12 +75,12 @@ def check_sampling(
     for name in ("top_k", "repetition_penalty"):
         asked = getattr(protocol.sampling, name)
         if getattr(k, name) or asked == getattr(neutral, name): continue
-        raise ConfigError(f"The protocol asks for {name}={asked}, which a server of kind {kind!r} does not take through "
-                          f"this route, so it would be dropped in silence. Set {name}={getattr(neutral, name)}, or take "
-                          "another server.")
+        raise ConfigError(f"The protocol asks for {name}={asked}, which a server of kind {kind!r} does not take "
+                          f"through this route, so it would be dropped in silence. Set {name}={getattr(neutral, name)}, "
+                          "or take another server.")
     if k.n_stop is not None and len(variant.stop) > k.n_stop:
-        raise ConfigError(f"The variant has {len(variant.stop)} stop texts; a server of kind {kind!r} takes {k.n_stop}. "
-                          "Take a chat variant.")
+        raise ConfigError(f"The variant has {len(variant.stop)} stop texts; a server of kind {kind!r} takes "
+                          f"{k.n_stop}. Take a chat variant.")
     return k.lacks
 
 # %% ../../nbs/43_engines.openai_api.ipynb #c11
@@ -105,7 +105,8 @@ def _fetch(url, key, body=None, timeout_s=10.0): # plain data; None where it is 
         e.close()
         if e.code in (401, 403):
             raise ConfigError(f"{public_url(url)} answers {e.code}: it wants a key, or another one. Put it into an "
-                              f"environment variable ({key.env or 'OPENAI_API_KEY'}), or name one as key_env.") from None
+                              f"environment variable ({key.env or 'OPENAI_API_KEY'}), or name one as key_env."
+                              ) from None
         return None
     except (URLError, OSError, ValueError) as e:
         why = getattr(e, "reason", None) or type(e).__name__
@@ -176,8 +177,8 @@ def served_name(
     fit = [name for name, root, _ in server.models if {name.lower(), root.lower()} & mine
            or {str(Path(p).resolve()) for p in (name, root) if p.startswith(("/", "."))} & folders]
     if fit: return fit[0]
-    raise ConfigError(f"The {where} serves {', '.join(names) or 'no model that it names'}; none of these is known to be "
-                      f"{model.id}. Say which it is: served_model=NAME (--served-model NAME).")
+    raise ConfigError(f"The {where} serves {', '.join(names) or 'no model that it names'}; none of these is known "
+                      f"to be {model.id}. Say which it is: served_model=NAME (--served-model NAME).")
 
 def as_engine(
     server: Server, # Who answers
@@ -340,7 +341,7 @@ class OpenAIEngine(HttpEngine):
         base_url: str, # Of the server, up to and including /v1; perhaps with a user and a password
         model: str, # Its name for the model
         route: str = "chat", # "chat" (turns), or "completions" (token ids)
-        key_env: str = "OPENAI_API_KEY", # Environment variable that holds the key; it may be unset for a server of one's own
+        key_env: str = "OPENAI_API_KEY", # Environment variable with the key; unset for most servers of one's own
         server: str = "", # What kind of server it is; empty: it is asked
         thinking: bool = False, # May the model think first? For chat turns; token ids say it themselves
         prices: tuple[float, float, float] | None = None, # USD per 1e6 tokens: prompt, cached prompt, output
@@ -382,8 +383,8 @@ def reach(
     "An OpenAI-compatible server as a plan sees it; raises `ConfigError` or `EngineError` where that cannot be said."
     a = access(model, given)
     if not a.base_url:
-        raise ConfigError(f"No address is known for {model.id}: give base_url (--base-url), or set it under [engine] or "
-                          "[model.NAME] in settings.ini; it is like http://127.0.0.1:8000/v1.")
+        raise ConfigError(f"No address is known for {model.id}: give base_url (--base-url), or set it under [engine] "
+                          "or [model.NAME] in settings.ini; it is like http://127.0.0.1:8000/v1.")
     key_env = a.key_env or "OPENAI_API_KEY"
     key = Key(key_env, needed=urlsplit(public_url(a.base_url)).hostname == "api.openai.com")
     server = remembered(a.base_url, lambda: discover(a.base_url, key, a.server))
