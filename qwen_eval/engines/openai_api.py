@@ -17,7 +17,6 @@ from typing import Any
 from urllib.parse import urlsplit
 from .base import Capabilities, EngineInfo, split_thinking
 from .http import HttpEngine, Key, Purse, access, login, prices_of, public_url
-from .vllm import sampling_args
 from ..errors import ConfigError, EngineError, UnknownNameError
 from ..fetch import write_atomic
 from ..records import Completion, Continuation, Request, Sampling
@@ -76,8 +75,8 @@ def check_sampling(
         asked = getattr(protocol.sampling, name)
         if getattr(k, name) or asked == getattr(neutral, name): continue
         raise ConfigError(f"The protocol asks for {name}={asked}, which a server of kind {kind!r} does not take "
-                          f"through this route, so it would be dropped in silence. Set {name}={getattr(neutral, name)}, "
-                          "or take another server.")
+                          "through this route, so it would be dropped in silence. Set "
+                          f"{name}={getattr(neutral, name)}, or take another server.")
     if k.n_stop is not None and len(variant.stop) > k.n_stop:
         raise ConfigError(f"The variant has {len(variant.stop)} stop texts; a server of kind {kind!r} takes "
                           f"{k.n_stop}. Take a chat variant.")
