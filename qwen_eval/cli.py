@@ -180,17 +180,10 @@ def run_(
     checkpoints: Annotated[str, typer.Option(help="Folder of a training run: all its checkpoints.")] = "",
     answer_tok: Annotated[int | None, typer.Option(min=1, help="Budget for an answer, tokens.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of examples, draws and the order of items.")] = None,
-    judge: JudgeName = None,
-    judge_tok: JudgeBudget = None,
-    engine: EngineChoice = None,
-    base_url: ServerUrl = None,
-    served_model: ServedName = None,
-    concurrency: Concurrency = None,
-    budget_usd: BudgetUsd = None,
-    budget_tok: BudgetTok = None,
-    allow_specimens: SpecimensFlag = False,
-    allow_unsafe_code: UnsafeFlag = False,
-    as_json: JsonFlag = False,
+    judge: JudgeName = None, judge_tok: JudgeBudget = None,
+    engine: EngineChoice = None, base_url: ServerUrl = None, served_model: ServedName = None,
+    concurrency: Concurrency = None, budget_usd: BudgetUsd = None, budget_tok: BudgetTok = None,
+    allow_specimens: SpecimensFlag = False, allow_unsafe_code: UnsafeFlag = False, as_json: JsonFlag = False,
 ):
     """Evaluate models on benchmarks; again, to go on where it stopped, or with a larger limit.
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ByteTokenizer', 'render_chat', 'encode', 'encode_chat', 'encode_pairs', 'label_tokens', 'request_seed', 'prompt_hash',
-           'output_budget', 'sealed', 'build_requests', 'unasked']
+           'sealed', 'output_budget', 'build_requests', 'unasked']
 
 # %% ../nbs/31_requests.ipynb #c02
 import contextlib
@@ -240,6 +240,19 @@ def prompt_hash(
 
 _SAMPLING = tuple(f.name for f in fields(Sampling))
 
+def sealed(
+    request: Request, # Of any epoch of the item
+    epoch: int, # Which repeat, from 0
+    seed: int, # Of the run
+) -> Request: # With the seed of its draw, and its hash
+    "The request for one epoch."
+    drawn = request_seed(seed, request.item_id, epoch) if request.sampling.temperature > 0 else None
+    if request.epoch == epoch and request.prompt_hash and request.seed == drawn: return request
+    same = bool(request.prompt_hash) and request.seed == drawn # nothing is drawn: all epochs are asked the same
+    request = replace(request, epoch=epoch, seed=drawn, prompt_hash=request.prompt_hash if same else "")
+    if not same: request.__dict__["prompt_hash"] = prompt_hash(request) # nobody else holds it yet
+    return request
+
 # %% ../nbs/31_requests.ipynb #c42
 def output_budget(
     variant: Variant, # How the items are asked
@@ -296,19 +309,6 @@ def _request(draft, variant, model, tokenizer, protocol, known):
                    tools=block.tools, max_tok=max_tok, stop=variant.stop if drawn else (),
                    sampling=protocol.sampling_of(item.stratum) if drawn else Sampling(),
                    label_ids=known[end], continuation_ids=tuple(map(tuple, endings)))
-
-def sealed(
-    request: Request, # Of any epoch of the item
-    epoch: int, # Which repeat, from 0
-    seed: int, # Of the run
-) -> Request: # With the seed of its draw, and its hash
-    "The request for one epoch."
-    drawn = request_seed(seed, request.item_id, epoch) if request.sampling.temperature > 0 else None
-    if request.epoch == epoch and request.prompt_hash and request.seed == drawn: return request
-    same = bool(request.prompt_hash) and request.seed == drawn # nothing is drawn: all epochs are asked the same
-    request = replace(request, epoch=epoch, seed=drawn, prompt_hash=request.prompt_hash if same else "")
-    if not same: request.__dict__["prompt_hash"] = prompt_hash(request) # nobody else holds it yet
-    return request
 
 # %% ../nbs/31_requests.ipynb #c48
 def build_requests(

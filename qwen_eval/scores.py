@@ -104,6 +104,15 @@ def n_changed(
     def text(column): return both[column].astype(object).where(both[column].notna(), "").astype(str)
     return int(sum(text(c) != text(f"{c}_before") for c in what).gt(0).sum())
 
+def _judged(ready, todo, by_id, stored, variant, options): # one after the other: texts stay on the disk
+    made = set()
+    for s in ready:
+        if s.key not in todo or s.status == "not_scored" or s.key in made: continue
+        made.add(s.key)
+        yield s
+    pairs = ((by_id[k[0]], stored[k]) for k in stored if k in todo and k not in made)
+    yield from score_items(pairs, variant.score, variant, options)
+
 # %% ../nbs/69_scores.ipynb #c17
 def settled(
     path: Path, # The run's folder
@@ -137,15 +146,8 @@ def score_run(
         raise ConfigError(f"{path} is a copy without completions, made to be shared; score the run that it came from.")
     frame, by_id, begin = None if fresh else read_scores(path), {i.id: i for i in items}, time.perf_counter()
     todo = unscored(stored, frame) | (stored.keys() & set(again))
-    made = set()
-    def judged(): # one after the other: texts stay on the disk
-        for s in ready:
-            if s.key not in todo or s.status == "not_scored" or s.key in made: continue
-            made.add(s.key)
-            yield s
-        pairs = ((by_id[k[0]], stored[k]) for k in stored if k in todo and k not in made)
-        yield from score_items(pairs, variant.score, variant, options)
-    new = score_frame(tqdm(judged(), "scoring", len(todo), delay=2, leave=False, disable=not progress), stored, items)
+    judged = _judged(ready, todo, by_id, stored, variant, options)
+    new = score_frame(tqdm(judged, "scoring", len(todo), delay=2, leave=False, disable=not progress), stored, items)
     if frame is not None:
         kept = frame[[k not in todo for k in zip(frame.item_id, frame.epoch, strict=True)]]
         parts = [f for f in (kept, new) if len(f)] or [new]

@@ -24,8 +24,8 @@ _SAMPLING = ("temperature top_p top_k repetition_penalty thinking_tok answer_tok
 SECTION_KEYS = {kind: tuple(keys.split()) for kind, keys in {
     "model": "like hub_id revision family variant n_params n_params_non_embedding n_layers n_kv_heads head_dim hidden "
              "vocab context_tok thinking tool_format default_system quantization licence aliases path pypi pypi_sha256 "
-             "pypi_member api_id notes adapter chat_template system base_url server key_env usd_per_mtok_in "
-             "usd_per_mtok_cached usd_per_mtok_out",
+             "pypi_member api_id notes adapter chat_template system base_url key_env "
+             "usd_per_mtok",
     "preset": "like gpu_memory_utilization max_num_seqs max_num_batched_tokens prefix_caching chunked_prefill "
               "cuda_graphs bound_kv_cache kv_cache_dtype allow_uncalibrated_fp8 tensor_parallel_size cpu_max_num_seqs "
               "cpu_max_num_batched_tokens cpu_kv_gib notes",

@@ -110,7 +110,7 @@ MOODS = ("429", "500", "502", "503", "hang", "close", "cut", "nonsense", "shape"
 def _key(monkeypatch, tmp_path):
     for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"): monkeypatch.setenv(name, SECRET)
     monkeypatch.setenv("QWEN_EVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("qwen_eval.engines.http.Access.limits", property(lambda a: {
+    monkeypatch.setattr("qwen_eval.engines.access.Access.limits", property(lambda a: {
         "concurrency": a.concurrency, "timeout_s": a.timeout_s, "attempts": a.attempts, "patience_s": a.patience_s,
         "stream": a.stream, "backoff_s": 0.02}))
 
@@ -203,7 +203,7 @@ def test_a_dead_server_stops_the_run_which_goes_on_when_it_is_back(tmp_path):
 
 
 def test_a_budget_stops_cleanly_and_the_same_command_goes_on(tmp_path):
-    priced = replace(MODEL, usd_per_mtok_in=1.0, usd_per_mtok_out=10.0)
+    priced = replace(MODEL, usd_per_mtok=(1.0, 10.0))
     with Server() as server:
         spent = 0
         for sitting in itertools.count(1):
@@ -304,7 +304,7 @@ def test_names_in_the_settings_reach_the_engine(tmp_path, monkeypatch):
     file = tmp_path / "settings.ini"
     with Server() as server:
         file.write_text(f"[engine]\nengine = openai\nbase_url = {server.url}\nconcurrency = 3\n\n"
-                        "[model.other]\napi_id = mine-1\nkey_env = OTHER_KEY\nusd_per_mtok_in = 3\n")
+                        "[model.other]\napi_id = mine-1\nkey_env = OTHER_KEY\nusd_per_mtok = 3, 15\n")
         monkeypatch.setenv("QWEN_EVAL_SETTINGS", str(file))
         monkeypatch.setenv("OTHER_KEY", "other")
         r = evaluate("other", "gsm8k", item_set=ITEMS, limit=3, answer_tok=64, runs=tmp_path / "runs", progress=False)

@@ -9,8 +9,9 @@ __all__ = ['as_turns', 'as_tool', 'check_sampling', 'messages_call', 'read_messa
 import json
 from collections.abc import Sequence
 from typing import Any
+from .access import Key, Purse, access, prices_of, public_url
 from .base import Capabilities, EngineInfo
-from .http import HttpEngine, Key, Purse, access, prices_of, public_url
+from .http import HttpEngine
 from .openai_api import show_tool_calls
 from ..errors import ConfigError
 from ..records import Completion, Request
