@@ -257,8 +257,7 @@ def _asked_of(model, engine, facts, given):
         m = find_model(Model(id=str(model), api_id=str(model)), **facts)
     if name in APIS: return (m := describe(m)), reach(engine if hasattr(engine, "run") else name, m, at)
     if not at: return describe(m), None
-    raise ConfigError(f"{', '.join(at)}: of engines behind an API only ({', '.join(APIS)}), and the engine is "
-                      f"{name!r}. Name one (engine=..., --engine).")
+    raise ConfigError(f"{', '.join(at)}: not of the engine {name!r}; name one of {', '.join(APIS)} (--engine).")
 
 # %% ../nbs/68_plans.ipynb #c26
 def _way(benchmark, name, protocol, model, api=None):
