@@ -9,6 +9,7 @@ __all__ = ['borrow', 'consult', 'judge_engine_for', 'judge_answers', 'evaluate',
 import contextlib
 import errno
 import json
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -32,18 +33,19 @@ from .requests import unasked
 from .runs import Run, items_of, open_run
 from .scorers.text import ScoreOptions
 from .scores import Beside, read_scores, score_run, settled, unscored
-from .store import (RunWriter, Session, by_key, differences, environment, generate_stage, n_answered, now,
+from .store import (RunWriter, Session, Stored, by_key, differences, environment, generate_stage,
+                             n_answered, now,
                              read_completions, read_manifest, run_id, update_manifest)
 
 # %% ../nbs/71_evaluate.ipynb #c07
 def _missing(plan, hashes, stored):
     "Keys to ask for, in order; raises `IntegrityError` where an answer belongs to another prompt."
     for key, today in hashes.items():
-        if key in stored and stored[key].prompt_hash not in ("", today):
+        if key in stored and (then := stored.hash_of(key)) not in ("", today):
             raise IntegrityError(f"Run {plan.path.name}, item {key[0]!r}, epoch {key[1]}: the stored answer belongs to "
-                                 f"prompt {stored[key].prompt_hash}, today's is {today}. The prompt was changed under "
+                                 f"prompt {then}, today's is {today}. The prompt was changed under "
                                  "one benchmark version: raise the version, or move the run's folder away.")
-    return [k for k in hashes if k not in stored or stored[k].finish_reason == "error"]
+    return [k for k in hashes if k not in stored or stored.failed(k)]
 
 # %% ../nbs/71_evaluate.ipynb #c09
 def _answers(plan, engine, requests):
@@ -75,9 +77,10 @@ def _ask(plan, engine, start_s, writer, missing, progress, beside=None, begun=No
         for c in answers:
             if c.key not in todo: raise EngineError(f"The engine answered {c.key}, which was not asked for.")
             todo.discard(c.key)
-            writer.append(c)
-            if beside: beside.add(writer.stored[c.key])
+            kept = writer.append(c)
+            if beside: beside.add(kept)
             session.count(c)
+            if not progress: continue
             bar.set_postfix(tok=session.now["n_output_tok"], refresh=False)
             bar.update()
         if todo: raise EngineError(f"The engine left {len(todo)} requests unanswered.", retryable=True)
@@ -132,21 +135,19 @@ def _room(path):
 
 # %% ../nbs/71_evaluate.ipynb #c35
 def _lent(plan, hashes, stored):
-    "Answers to the same prompts in runs that differ in the judge alone, by the run's name."
-    known, found = dict(stored), {}
+    "Answers to the same prompts in runs that differ in the judge alone: (run's name, what it holds, their keys)."
+    missing, found = _missing(plan, hashes, stored), []
     for folder in lenders(plan) if plan.variant.judge else ():
-        theirs = by_key(read_completions(folder / "completions.jsonl")[0])
-        same = [theirs[k] for k in _missing(plan, hashes, known)
-                if k in theirs and theirs[k].finish_reason != "error" and theirs[k].prompt_hash == hashes[k]]
-        known |= {c.key: c for c in same}
-        if same: found[folder.name] = same
+        theirs = Stored(folder / "completions.jsonl")
+        same = [k for k in missing if k in theirs and not theirs.failed(k) and theirs.hash_of(k) == hashes[k]]
+        missing = [k for k in missing if k not in {*same}]
+        if same: found.append((folder.name, theirs, same))
     return found
 
 def _borrow(plan, writer, hashes):
     "Take such answers over, and note from where."
-    if not (lent := _lent(plan, hashes, writer.stored)): return
-    for name, same in lent.items():
-        for c in same: writer.append(c)
+    for name, theirs, same in _lent(plan, hashes, writer.stored):
+        for k in same: writer.append(theirs[k])
         update_manifest(plan.path, answers_from=name)
     _begin(plan, writer.stored)
 
@@ -156,8 +157,9 @@ def borrow(
 ) -> int: # Answers
     "Take over what runs that differ in the judge alone have answered, so that no engine is started for it."
     if not plan.variant.judge or not lenders(plan): return 0
-    stored = by_key(read_completions(plan.path / "completions.jsonl")[0])
-    n = sum(map(len, _lent(plan, hashes := survey(plan)[1], stored).values()))
+    stored = Stored(plan.path / "completions.jsonl")
+    hashes = survey(plan)[1]
+    n = sum(len(same) for *_, same in _lent(plan, hashes, stored))
     if not n: return 0
     with _room(plan.path), RunWriter(plan.path) as writer:
         _begin(plan, writer.stored)
@@ -249,11 +251,12 @@ def carry_out(
     judge_engine: str | Engine | None = None, # Who holds a judge that is another model
 ) -> None:
     "Ask what a plan misses, and score it; raises `QwenEvalError`."
-    begun = None if jury else ahead(plan, engine)
+    begun = None if jury or plan.variant.judge else ahead(plan, engine)
     needed, hashes = (0, dict.fromkeys(_keys(plan), "")) if begun else survey(plan, progress)
-    stored = by_key(read_completions(plan.path / "completions.jsonl")[0])
-    stored |= {c.key: c for same in _lent(plan, hashes, stored).values() for c in same}
-    missing, frame = _missing(plan, hashes, stored), read_scores(plan.path)
+    have = Stored(plan.path / "completions.jsonl")
+    lent = {k: theirs[k] for _, theirs, same in _lent(plan, hashes, have) for k in same}
+    missing, stored = [k for k in _missing(plan, hashes, have) if k not in lent], ChainMap(lent, have) if lent else have
+    frame = read_scores(plan.path)
     judged_tok = jury.context_tok(stored, plan.path, more=bool(missing)) if jury else 0
     needed = max(needed, context_tok, judged_tok if jury and jury.shared else 0)
     behind = not hashes.keys().isdisjoint(unscored(stored, frame)) or not settled(plan.path, n_answered(stored), frame)
@@ -360,7 +363,7 @@ def _take_over(path, run, identity, marks):
             update_manifest(path, run_id=path.name, fingerprint=identity, marks=marks, answers_from=run.id,
                             **{k: v for k, v in run.manifest.items() if k not in left})
         for key, c in run.completions().items():
-            failed = key in w.stored and w.stored[key].finish_reason == "error" != c.finish_reason
+            failed = key in w.stored and w.stored.failed(key) and c.finish_reason != "error"
             if failed or key not in w.stored: w.append(c)
         stage = generate_stage(n_answered(w.stored), run.manifest["stages"]["generate"]["n_items"],
                                run.manifest["epochs"])

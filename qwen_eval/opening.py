@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from .engines.all import start
+from .engines.all import APIS, start
 from .engines.base import Engine, EngineInfo
 from .engines.cache import with_cache
 from .errors import ConfigError
@@ -42,6 +42,8 @@ def check_engine(
     i, wanted, v = engine.info, plan.engine, plan.variant
     if (i.name, i.version) != (wanted.name, wanted.version):
         raise ConfigError(f"The engine is {i.name} {i.version}; the run is planned for {wanted.name} {wanted.version}.")
+    if i.name in APIS and i.args != wanted.args:
+        raise ConfigError(f"The engine asks {i.args}; the run is planned for {wanted.args}.")
     if plan.device and i.device and i.device != plan.device.kind:
         raise ConfigError(f"The engine runs on {i.device!r}; the run is planned for {plan.device.kind!r} "
                           f"({plan.device.name}). Set [engine] device, or install the vLLM build for that device.")
@@ -137,7 +139,8 @@ def _opened(plan, engine, address, context_tok):
         yield engine
         return
     name, args = engine_name(engine), {}
-    if address is None and name not in FAKES:
+    if plan.server is not None: args = plan.server
+    elif address is None and name not in FAKES:
         args = engine_args(plan.preset, plan.model, plan.device, context_tok)
         if dtype := settings().engine.get("dtype"): args["dtype"] = dtype
     with start(name, plan.located and plan.located.path, args, address, seed=plan.protocol.seed) as found:

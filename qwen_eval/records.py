@@ -93,6 +93,7 @@ class Completion:
     error: str = "" # What went wrong, where `finish_reason` is "error"; why it was not asked, where "length"
     prompt_hash: str = "" # Copied from the request
     from_cache: bool = False # Was it taken from the cache of answers, and not generated? Then it has no times
+    n_attempts: int = 1 # Calls that it took, where the engine is a server that may fail
 
     @property
     def key(self) -> tuple[str, int]: # (item id, epoch), unique within a run

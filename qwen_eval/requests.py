@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ByteTokenizer', 'render_chat', 'encode', 'encode_chat', 'encode_pairs', 'label_tokens', 'request_seed', 'prompt_hash',
-           'output_budget', 'build_requests', 'unasked']
+           'sealed', 'output_budget', 'build_requests', 'unasked']
 
 # %% ../nbs/31_requests.ipynb #c02
 import contextlib
@@ -13,7 +13,7 @@ import json
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, replace
+from dataclasses import fields, replace
 from itertools import groupby, islice
 from typing import Any
 from .datasets.declared import Benchmark, Variant
@@ -136,7 +136,9 @@ def encode(
     return [i if i[:len(front)] == front else front + i for i in ids]
 
 def _ids(tokenizer, texts):
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    return tokenizer(texts, add_special_tokens=False, verbose=False, **_BARE)["input_ids"] if texts else []
+
+_BARE = {"return_attention_mask": False, "return_token_type_ids": False} # a third of the time goes into these
 
 def _front(tokenizer):
     "The special tokens that the tokenizer puts before a text."
@@ -230,12 +232,28 @@ def prompt_hash(
     r = request
     said = () if r.prompt_ids else (r.prompt, [(m["role"], m["content"]) for m in r.messages], *r.tools)
     ids = (r.prompt_ids, r.label_ids, *r.continuation_ids)
-    shape = (r.mode, [float(x) for x in astuple(r.sampling)], r.max_tok, r.stop, r.seed, said, [len(i) for i in ids])
+    shape = (r.mode, [float(getattr(r.sampling, f)) for f in _SAMPLING], r.max_tok, r.stop, r.seed, said,
+             [len(i) for i in ids])
     if r.thinking_tok: shape += (r.thinking_tok, r.thinking_end)
     if r.structured: shape += (json.dumps(r.structured, sort_keys=True),)
     h = hashlib.sha256(repr(shape).encode())
     for i in ids: h.update(struct.pack(f"<{len(i)}I", *i))
     return h.hexdigest()[:16]
+
+_SAMPLING = tuple(f.name for f in fields(Sampling))
+
+def sealed(
+    request: Request, # Of any epoch of the item
+    epoch: int, # Which repeat, from 0
+    seed: int, # Of the run
+) -> Request: # With the seed of its draw, and its hash
+    "The request for one epoch."
+    drawn = request_seed(seed, request.item_id, epoch) if request.sampling.temperature > 0 else None
+    if request.epoch == epoch and request.prompt_hash and request.seed == drawn: return request
+    same = bool(request.prompt_hash) and request.seed == drawn # nothing is drawn: all epochs are asked the same
+    request = replace(request, epoch=epoch, seed=drawn, prompt_hash=request.prompt_hash if same else "")
+    if not same: request.__dict__["prompt_hash"] = prompt_hash(request) # nobody else holds it yet
+    return request
 
 # %% ../nbs/31_requests.ipynb #c42
 def output_budget(
@@ -305,11 +323,6 @@ def _request(draft, variant, model, tokenizer, protocol, known):
                    label_ids=known[end], continuation_ids=tuple(map(tuple, endings)),
                    **_bound(protocol, variant, model, tokenizer, max_tok, known))
 
-def _seal(request, epoch, seed):
-    drawn = request_seed(seed, request.item_id, epoch) if request.sampling.temperature > 0 else None
-    request = replace(request, epoch=epoch, seed=drawn)
-    return replace(request, prompt_hash=prompt_hash(request))
-
 # %% ../nbs/31_requests.ipynb #c48
 def build_requests(
     items: Iterable[Item], # Items in the order of asking
@@ -334,7 +347,7 @@ def build_requests(
             while batch := list(islice(group, 256)):
                 for draft in _drafts(batch, build, shown, variant, tokenizer, protocol.thinking, system):
                     request = _request(draft, variant, model, tokenizer, protocol, known)
-                    for epoch in range(epochs): yield _seal(request, epoch, protocol.seed)
+                    for epoch in range(epochs): yield (request := sealed(request, epoch, protocol.seed))
     return stream()
 
 def _checked_n_shot(pool, benchmark, variant, tokenizer, protocol, system):

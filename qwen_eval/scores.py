@@ -7,11 +7,11 @@ __all__ = ['score_frame', 'write_scores', 'read_scores', 'unscored', 'n_changed'
            'measured', 'truncation_bounds']
 
 # %% ../nbs/69_scores.ipynb #c02
+import math
 import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, replace
-from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -35,16 +35,21 @@ def score_frame(
 ): # DataFrame, sorted by `order` and `epoch`
     "Scores as a table; raises `ConfigError` for a score of an unknown item or a metric named like a column."
     import pandas as pd
-    place, rows = {item.id: (n, item) for n, item in enumerate(items)}, []
-    columns = ("order", *_FROM_SCORE, *_FROM_ITEM, *_FROM_COMPLETION)
-    for s in scores:
+    place, n = {item.id: (n, item) for n, item in enumerate(items)}, 0
+    columns = {name: [] for name in ("order", *_FROM_SCORE, *_FROM_ITEM, *_FROM_COMPLETION)}
+    measured = {}
+    for n, s in enumerate(scores, 1):
         if s.item_id not in place: raise ConfigError(f"a score names item {s.item_id!r}, which the benchmark has not.")
-        if clash := {*columns} & s.metrics.keys():
+        if clash := columns.keys() & s.metrics.keys():
             raise ConfigError(f"item {s.item_id!r}: a metric cannot be called {', '.join(clash)}; a column is.")
         (order, item), c = place[s.item_id], completions.get(s.key) or Completion(item_id=s.item_id)
-        parts = ((s, _FROM_SCORE), (item, _FROM_ITEM), (c, _FROM_COMPLETION))
-        rows.append({"order": order, **{k: getattr(part, k) for part, names in parts for k in names}, **s.metrics})
-    frame = pd.DataFrame(rows, columns=None if rows else columns)
+        columns["order"].append(order)
+        for part, names in ((s, _FROM_SCORE), (item, _FROM_ITEM), (c, _FROM_COMPLETION)):
+            for k in names: columns[k].append(getattr(part, k))
+        for k, x in s.metrics.items(): measured.setdefault(k, [math.nan] * (n - 1)).append(x)
+        for x in measured.values():
+            if len(x) < n: x.append(math.nan)
+    frame = pd.DataFrame(columns | measured)
     return frame.astype(dict.fromkeys(_TIMES, float)).sort_values(["order", "epoch"], ignore_index=True)
 
 # %% ../nbs/69_scores.ipynb #c09
@@ -99,6 +104,15 @@ def n_changed(
     def text(column): return both[column].astype(object).where(both[column].notna(), "").astype(str)
     return int(sum(text(c) != text(f"{c}_before") for c in what).gt(0).sum())
 
+def _judged(ready, todo, by_id, stored, variant, options): # one after the other: texts stay on the disk
+    made = set()
+    for s in ready:
+        if s.key not in todo or s.status == "not_scored" or s.key in made: continue
+        made.add(s.key)
+        yield s
+    pairs = ((by_id[k[0]], stored[k]) for k in stored if k in todo and k not in made)
+    yield from score_items(pairs, variant.score, variant, options)
+
 # %% ../nbs/69_scores.ipynb #c17
 def settled(
     path: Path, # The run's folder
@@ -132,9 +146,7 @@ def score_run(
         raise ConfigError(f"{path} is a copy without completions, made to be shared; score the run that it came from.")
     frame, by_id, begin = None if fresh else read_scores(path), {i.id: i for i in items}, time.perf_counter()
     todo = unscored(stored, frame) | (stored.keys() & set(again))
-    made = {s.key: s for s in ready if s.key in todo and s.status != "not_scored"}
-    pairs = ((by_id[k[0]], c) for k, c in stored.items() if k in todo and k not in made)
-    judged = chain(made.values(), score_items(pairs, variant.score, variant, options))
+    judged = _judged(ready, todo, by_id, stored, variant, options)
     new = score_frame(tqdm(judged, "scoring", len(todo), delay=2, leave=False, disable=not progress), stored, items)
     if frame is not None:
         kept = frame[[k not in todo for k in zip(frame.item_id, frame.epoch, strict=True)]]
@@ -159,6 +171,13 @@ def _confined_by(path, options, fresh):
     return ", ".join(sorted({used, *filter(None, before.get("sandbox", "").split(", "))}))
 
 # %% ../nbs/69_scores.ipynb #c30
+class _Packed(Sequence): # a tenth of the memory
+    def __init__(self, parts): self._parts = parts
+    def __len__(self): return len(self._parts)
+    def __getitem__(self, i):
+        import msgspec
+        return msgspec.msgpack.decode(self._parts[i], type=Score)
+
 class Beside:
     "Scores answers as they come in, in a thread of its own."
     def __init__(
@@ -168,7 +187,7 @@ class Beside:
         options: Any = None, # `ScoreOptions`
     ):
         self._items, self._waiting, self._scores, self._error = {i.id: i for i in items}, SimpleQueue(), [], None
-        self._left = False
+        self._left, self._batch, self._since = False, [], 0.0
         how = score_items(self._pairs(), variant.score, variant, options or ScoreOptions())
         self._thread = threading.Thread(target=self._work, args=(how,), daemon=True)
         self._thread.start()
@@ -177,22 +196,33 @@ class Beside:
         self,
         completion: Completion, # That is stored
     ) -> None:
-        "Take one answer up."
-        self._waiting.put(completion)
+        "Take one answer up; many that come at once are handed over together, so that the threads change places less."
+        self._batch.append(completion)
+        if len(self._batch) < 64 and time.monotonic() - self._since < 0.1: return
+        self._hand_over()
+
+    def _hand_over(self):
+        self._waiting.put(self._batch)
+        self._batch, self._since = [], time.monotonic()
 
     def _pairs(self):
-        while (c := self._waiting.get()) is not None and not self._left: yield self._items[c.item_id], c
+        while (batch := self._waiting.get()) is not None:
+            for c in batch:
+                if self._left: return
+                yield self._items[c.item_id], c
 
     def _work(self, scores):
-        try: self._scores.extend(scores)
+        import msgspec
+        try: self._scores.extend(map(msgspec.msgpack.encode, scores))
         except BaseException as e: self._error = e # for the thread that waits
 
-    def finish(self) -> list[Score]: # In the order in which they were made
+    def finish(self) -> Sequence[Score]: # In the order in which they were made
         "Wait for the last score; raises what a scorer raised."
+        self._hand_over()
         self._waiting.put(None)
         self._thread.join()
         if self._error: raise self._error
-        return self._scores
+        return _Packed(self._scores)
 
     def __enter__(self): return self
 

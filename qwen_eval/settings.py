@@ -24,7 +24,8 @@ _SAMPLING = ("temperature top_p top_k repetition_penalty thinking_tok answer_tok
 SECTION_KEYS = {kind: tuple(keys.split()) for kind, keys in {
     "model": "like hub_id revision family variant n_params n_params_non_embedding n_layers n_kv_heads head_dim hidden "
              "vocab context_tok thinking tool_format default_system quantization licence aliases path pypi pypi_sha256 "
-             "pypi_member api_id notes adapter chat_template system",
+             "pypi_member api_id notes adapter chat_template system base_url key_env "
+             "usd_per_mtok",
     "preset": "like gpu_memory_utilization max_num_seqs max_num_batched_tokens prefix_caching chunked_prefill "
               "cuda_graphs bound_kv_cache kv_cache_dtype allow_uncalibrated_fp8 tensor_parallel_size cpu_max_num_seqs "
               "cpu_max_num_batched_tokens cpu_kv_gib notes",
@@ -33,7 +34,8 @@ SECTION_KEYS = {kind: tuple(keys.split()) for kind, keys in {
                  "extract score metric question answer choices item_id stratum cluster solution tests entry_point "
                  "extra answer_key version licence notes",
     "study": f"models checkpoints adapter chat_template system model_variant benchmarks presets protocol limit "
-             f"{_SAMPLING} allow_specimens allow_unsafe_code engine judge judge_tok notes"}.items()}
+             f"{_SAMPLING} allow_specimens allow_unsafe_code engine judge judge_tok notes "
+             f"base_url served_model concurrency budget_usd budget_tok"}.items()}
 
 # %% ../nbs/02_settings.ipynb #c06
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,9 @@ def check_name(
 
 # %% ../nbs/02_settings.ipynb #c11
 PATH_KEYS = ("data", "runs", "cache", "specimens", "reports")
-ENGINE_KEYS = ("engine", "dtype", "device", "tensor_parallel", "replicas", "cache")
+ENGINE_KEYS = ("engine", "dtype", "device", "tensor_parallel", "replicas", "cache",
+               "base_url", "served_model", "server", "route", "key_env", "concurrency", # from base_url on: of APIs
+               "timeout_s", "attempts", "patience_s", "budget_usd", "budget_tok", "stream")
 DTYPES = ("auto", "bfloat16", "float16", "float32", "half", "float")
 
 def find_settings(

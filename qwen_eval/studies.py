@@ -54,13 +54,18 @@ class Study:
     allow_specimens: bool = False # May hand-written items stand in, marked, where a benchmark's data are not found?
     allow_unsafe_code: bool = False # May generated programs run without a sandbox where there is none?
     engine: str = "" # A registered engine; empty is that of the settings
+    base_url: str | None = None # Address of the server, for an engine behind an API; without user and password
+    served_model: str | None = None # The server's name for the model
+    concurrency: int | None = None # Requests that such a server gets at a time
+    budget_usd: float | None = None # Most that each run may cost in one sitting, US dollars
+    budget_tok: int | None = None # Most that each run may take in one sitting, tokens
     notes: str = "" # What the study is for; stands in its report
 
     @property
     def overrides(self) -> dict[str, Any]: # Argument of `evaluate` -> value; folders and files in full
         "What differs from the protocol of that name, and from the models as they are."
         keys = ("answer_tok", "code_answer_tok", "thinking_tok", "temperature", "top_p", "top_k", "repetition_penalty",
-                "epochs", "adapter", "chat_template", "system", "model_variant")
+                "epochs", "adapter", "chat_template", "system", "model_variant", *_OF_API)
         given = {k: getattr(self, k) for k in keys if getattr(self, k) is not None}
         return given | {k: _in_full(given[k]) for k in ("adapter", "chat_template") if given.get(k)}
 
@@ -69,6 +74,8 @@ class Study:
         "`overrides` in words, long texts cut short."
         said = {k: getattr(self, k) for k in self.overrides}
         return "".join(f", {k}={v if len(str(v)) < 48 else f'{str(v)[:40]!r}...'}" for k, v in said.items())
+
+_OF_API = ("base_url", "served_model", "concurrency", "budget_usd", "budget_tok")
 
 def _in_full(given): # notebooks work in another folder
     for place in () if "{" in given else (Path.cwd(), settings().root):
@@ -86,6 +93,9 @@ def study(
         raise UnknownNameError("study", name, known, "Declare it as [study.NAME] in settings.ini.")
     found = name if isinstance(name, Study) else declare(Study, name, known[name], f"study.{name}")
     check_name("study", found.id)
+    if found.base_url and "@" in found.base_url:
+        raise ConfigError("The address of a study is written into its notebooks: leave user and password out. An "
+                          "address with them may stand as base_url under [engine] in settings.ini.")
     for key in ("models", "benchmarks", "presets"):
         values = getattr(found, key)
         if key == "models" and found.checkpoints: continue

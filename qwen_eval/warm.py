@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from .engines.all import APIS
 from .engines.process import EngineProcess
 from .engines.replicas import card_groups
 from .errors import EngineError
@@ -31,7 +32,8 @@ def answered(
     runs: Sequence[Planned], # Runs of one model under one preset
 ) -> bool: # Has their engine nothing left to do?
     "Whether all that an engine can give to some runs is stored."
-    return all(r.n_done() == r.n_answers and (r.state() == "complete" or not (r.jury and r.jury.shared)) for r in runs)
+    def done(r): return r.n_done() == r.n_answers and (r.state() == "complete" or not (r.jury and r.jury.shared))
+    return all(r.plan.engine.name in APIS or done(r) for r in runs) # a server is no process of ours
 
 # %% ../nbs/86_warm.ipynb #c08
 REPLICATED = "qwen_eval.engines.replicas:ReplicatedEngine"

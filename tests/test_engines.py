@@ -774,3 +774,94 @@ def test_an_engine_whose_facts_cannot_be_sent_ends_at_once(tmp_path):
     engine = FakeEngine()
     engine.info = replace(engine.info, effective={"torch": type("Odd", (str,), {})("2.0")})
     with pytest.raises(TypeError, match="Odd"): Server(engine, tmp_path / "engine")
+
+
+# ---------------------------------------------------------------- the same through OpenAI's protocol
+WARM = Sampling(temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.05)
+DRAWN = [replace(r, seed=7, sampling=WARM, stop=("\n",)) for r in MIXED[3:4]]
+
+
+def captured(engine, monkeypatch, ask):
+    "The sampling parameters that reach vLLM while `ask` runs, by request."
+    found, add = {}, engine._engine.add_request
+    def spy(name, prompt, params, **kw):
+        found[tuple(prompt["prompt_token_ids"])] = params
+        return add(name, prompt, params, **kw)
+    monkeypatch.setattr(engine._engine, "add_request", spy)
+    list(ask())
+    monkeypatch.setattr(engine._engine, "add_request", add)
+    return found
+
+
+def effective(params):
+    "What changes an answer; not how it is handed over, nor whether the prefix cache helps."
+    handed_over = {"output_kind", "flat_logprobs", "detokenize", "skip_clone", "skip_reading_prefix_cache",
+                   "extra_args", "bad_words", "stream_interval"}
+    found = {f: getattr(params, f) for f in params.__struct_fields__ if f not in handed_over and not f.startswith("_")}
+    return found | {"stop": list(params.stop or ()), "stop_token_ids": list(params.stop_token_ids or ())}
+
+
+@pytest.mark.engine
+def test_equal_sampling_here_through_the_process_and_through_openai(vllm_engine, tmp_path, monkeypatch):
+    protocol = pytest.importorskip("vllm.entrypoints.openai.completion.protocol")
+    from qwen_eval.engines.openai_api import Server as ApiServer
+    from qwen_eval.engines.openai_api import completions_call
+    asked = [*MIXED[:4], *DRAWN]
+    here = captured(vllm_engine, monkeypatch, lambda: vllm_engine.run(asked))
+    server = Server(vllm_engine, tmp_path / "engine")
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    with RemoteEngine(server.address) as remote:
+        there = captured(vllm_engine, monkeypatch, lambda: remote.run(asked))
+    server.stop()
+    thread.join(10)
+    served = ApiServer(base_url="http://x/v1", kind="vllm", fields=tuple(protocol.CompletionRequest.model_fields))
+    over_http = {}
+    for r in asked:
+        body = protocol.CompletionRequest(**json.loads(json.dumps(completions_call(r, served, "tiny"))))
+        prompts = body.prompt if isinstance(body.prompt[0], list) else [body.prompt]
+        odd = {"temperature": 1.5, "top_k": 3, "repetition_penalty": 5.0} # of a generation_config.json
+        for p in prompts: over_http[tuple(p)] = body.to_sampling_params(body.max_tokens, odd)
+    assert here.keys() == there.keys() == over_http.keys()
+    for prompt, params in here.items():
+        assert effective(params) == effective(there[prompt]) == effective(over_http[prompt])
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_a_real_server_says_what_the_engine_here_says(vllm_engine, tiny, tmp_path):
+    import socket
+
+    from qwen_eval.engines.openai_api import OpenAIEngine, reach
+    from qwen_eval.models import Model
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    flags = ["--max-model-len", "512", "--max-num-seqs", "8", "--dtype", "float32", "--enforce-eager",
+             "--kv-cache-memory-bytes", "268435456", "--port", str(port), "--host", "127.0.0.1"]
+    env = {**os.environ, "TORCHDYNAMO_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    log, url = open(tmp_path / "log", "w"), f"http://127.0.0.1:{port}/v1" # noqa: SIM115
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny), *flags]
+    process = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
+    try:
+        while True:
+            try: _, can, args = reach(Model(id="tiny", path=str(tiny)), {"base_url": url}); break
+            except EngineError: assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
+            time.sleep(0.5)
+        assert can.labels and can.continuations and can.token_ids and args["server"] == "vllm"
+        asked = [*MIXED, *DRAWN]
+        asked = [replace(r, item_id=f"{i}") for i, r in enumerate(asked)]
+        here = {c.key: c for c in vllm_engine.run(asked)}
+        with OpenAIEngine(**args) as engine:
+            there = {c.key: c for c in engine.run(asked)}
+            assert engine.info.version.startswith("vllm 0.") and engine.info.effective["max_model_len"] == 512
+    finally:
+        with contextlib.suppress(ProcessLookupError): os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    for r in asked:
+        a, b = here[r.key], there[r.key]
+        assert (a.text, a.thinking, a.finish_reason, a.n_output_tok, a.n_thinking_tok) == (
+            b.text, b.thinking, b.finish_reason, b.n_output_tok, b.n_thinking_tok), (r.mode, b.error)
+        assert b.label_logprobs == pytest.approx(a.label_logprobs, abs=1e-4)
+        assert [c.logprob for c in b.continuations] == pytest.approx([c.logprob for c in a.continuations], abs=1e-3)
+        assert [(c.n_tok, c.is_greedy) for c in b.continuations] == [(c.n_tok, c.is_greedy) for c in a.continuations]

@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from .base import SteppedEngine
-from .process import EngineProcess, Message, _Channel, _make
+from .process import EngineProcess, _make
+from .wire import Channel, Message
 from ..errors import ConfigError, EngineError
 
 # %% ../../nbs/46_engines.replicas.ipynb #c05
@@ -53,7 +54,7 @@ class _Replica: # an engine process and what it was given; stands in for its cha
         self.process = EngineProcess("qwen_eval.engines.replicas:on_cards", None, {"cards": cards, **spec},
                                      log_dir=log_dir)
         from multiprocessing.connection import Client
-        self.channel = _Channel(Client(self.process.address, family="AF_UNIX"), self)
+        self.channel = Channel(Client(self.process.address, family="AF_UNIX"), self)
 
     def put(self, item): self._inbox.put((self, item[1]))
 
