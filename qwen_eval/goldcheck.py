@@ -191,6 +191,7 @@ def _wrong(made, v, options, rng):
         error = math.sqrt((expected * (1 - expected)).sum()) / len(drawn)
         shuffled, chance = float(np.mean(values)), float(expected.mean())
         return {"shuffled": shuffled, "chance": chance, "n_se": (shuffled - chance) / error if error else 0.0}
+    made = [m for m in made if m[0].target is not None] # where nothing is compared, the answer of many others is right
     if len(made) < 2: return {}
     place = rng.permutation(len(made)) # each gets the answer of the next one in a drawn circle, never its own
     pairs = [(made[a][0], replace(made[b][1], item_id=made[a][0].id))

@@ -267,6 +267,7 @@ def describe(
              "no answer": str(s["no_answer"]), "verdicts not read": str(s["unread_verdicts"] or ""),
              "engine errors": str(s["engine_error"] or ""), "speed": speed,
              "energy": energy,
+             "from cache": str(sum(x.get("n_from_cache", 0) for x in run.manifest.get("sessions", ())) or ""),
              "source": f"{s['source']} ({s['verified']})", "run": s["run_id"]}
     return {k: v for k, v in cells.items() if v}
 

@@ -446,6 +446,29 @@ def test_the_settings_and_the_environment_turn_it_on(lab, monkeypatch):
     assert (row["n"], row["engine"]) == (3, "fake 1")
 
 
+def test_the_command_line_turns_it_on_shows_it_and_empties_it(lab, monkeypatch):
+    with open(lab / "settings.ini", "a") as f: f.write("[engine]\nengine = fake\n")
+    code = "from qwen_eval.cli import main; main()"
+
+    def say(*words, runs="runs"):
+        env = {**os.environ, "QWEN_EVAL_RUNS": str(lab / runs)}
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+    run = ("run", "smollm2_135m", "--benchmarks", "gsm8k", "--limit", "2", "--allow-specimens")
+    assert "off" in say("cache", "show") and "empty" in say("cache", "show")
+    say(*run, "--cache", runs="a")
+    say(*run, "--no-cache", runs="b")
+    say(*run, "--cache", runs="c")
+    shown = json.loads(say("cache", "show", "--json"))
+    assert not shown["on"] and shown["bytes"] > 0 and [e["n"] for e in shown["entries"]] == [2]
+    [name] = [p.name for p in (lab / "c").iterdir() if (p / "manifest.json").exists()]
+    assert "from cache  2" in say("runs", "show", name, runs="c")
+    assert "from cache" not in say("runs", "show", name, runs="b")
+    assert "0 answers removed" in say("cache", "prune", "--days", "1")
+    assert "MiB freed" in say("cache", "clear") and "empty" in say("cache", "show")
+
+
 def test_a_study_through_an_engine_process_uses_it(lab, monkeypatch):
     monkeypatch.setenv("QWEN_EVAL_ANSWER_CACHE", "yes")
     one = replace(FOUR, presets=("balanced",))
