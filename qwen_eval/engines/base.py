@@ -77,6 +77,8 @@ class Engine(Protocol):
     def __exit__(self, *_): self.close()
 
 # %% ../../nbs/40_engines.base.ipynb #c13
+_FIRST = 256 # Requests taken up before the first step: an engine that waits for more prompts computes nothing
+
 @contextmanager
 def _held_back(interrupts): # a list, for calls of the handler that wait to be made
     if threading.current_thread() is not threading.main_thread() or not callable(signal.getsignal(signal.SIGINT)):
@@ -119,7 +121,7 @@ class SteppedEngine(Engine):
         done = self.__dict__.setdefault("_done", {})
         try:
             while mine or more:
-                room = min(self.window - len(mine), max(1, self.window // 4)) if more else 0
+                room = min(self.window - len(mine), max(1, self.window // 4), len(mine) + _FIRST) if more else 0
                 batch = list(islice(source, room))
                 more = more and len(batch) == room
                 with _held_back(interrupts):

@@ -132,7 +132,8 @@ class RemoteEngine(Engine):
         source, mine, more, failure = iter(requests), set(), True, None
         try:
             while more or mine:
-                batch = list(islice(source, min(self.window - len(mine), max(1, self.window // 4)))) if more else []
+                room = min(self.window - len(mine), max(1, self.window // 4), 256) if more else 0
+                batch = list(islice(source, room))
                 more = more and (bool(batch) or len(mine) >= self.window)
                 mine |= self._submit(batch)
                 try: self._collect(mine, wait=not more or len(mine) >= self.window)
