@@ -15,7 +15,8 @@ from .models import Model
 from .protocols import Protocol
 from .records import Completion, Item, Request
 from .registry import Registry
-from .requests import encode_chat, output_budget, prompt_hash, request_seed, unasked
+from .identity import prompt_hash, request_seed
+from .requests import encode_chat, output_budget, unasked
 
 # %% ../nbs/35_conversations.ipynb #c26
 @dataclass(frozen=True)

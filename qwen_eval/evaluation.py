@@ -62,6 +62,7 @@ def _answers(plan, engine, requests):
     finally: getattr(answers, "close", lambda: None)()
     yield from without_room
 
+# %% ../nbs/71_evaluate.ipynb #c05
 def _ask(plan, engine, start_s, writer, missing, progress, beside=None, begun=None):
     "Ask for what is missing; whatever ends it early, the finished answers are kept. `beside` scores them meanwhile."
     from tqdm.auto import tqdm
@@ -252,7 +253,7 @@ def carry_out(
 ) -> None:
     "Ask what a plan misses, and score it; raises `QwenEvalError`."
     begun = None if jury or plan.variant.judge else ahead(plan, engine)
-    needed, hashes = (0, dict.fromkeys(_keys(plan), "")) if begun else survey(plan, progress)
+    needed, hashes = (0, dict.fromkeys(plan.keys, "")) if begun else survey(plan, progress)
     have = Stored(plan.path / "completions.jsonl")
     lent = {k: theirs[k] for _, theirs, same in _lent(plan, hashes, have) for k in same}
     missing, stored = [k for k in _missing(plan, hashes, have) if k not in lent], ChainMap(lent, have) if lent else have
@@ -278,8 +279,6 @@ def carry_out(
         if jury and not jury.shared: _judged_by_another(plan, writer, jury, judge_engine, progress)
         items = judged_items(plan.path, plan.items, writer.stored, plan.variant)
         score_run(plan.path, plan.variant, items, writer.stored, options, progress, again=asked, ready=ready)
-
-def _keys(plan): return [(i.id, e) for i in plan.items[:plan.limit] for e in range(plan.epochs)]
 
 def _judged_by_another(plan, writer, jury, engine, progress):
     with at_need(jury.plan, engine, None, jury.context_tok(writer.stored, plan.path)) as theirs:

@@ -166,6 +166,7 @@ def at_need(
             return opened[0], round(time.perf_counter() - begin, 3)
         yield get
 
+# %% ../nbs/70_opening.ipynb #c22
 @contextlib.contextmanager
 def _turn(address): # at an engine whose owner wants its clients one at a time; a lock goes with its process
     file = Path(f"{address}.turn")
