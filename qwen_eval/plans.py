@@ -307,12 +307,11 @@ def plan_run(
     server, not_sent = prepare(api, p, v) if api else (None, ())
     device, ps = _on_cards(ps, m, output_budget(v, p), engine, api, located)
     items = tuple(item_order(item_set.items, b.id, order_seed))
-    loud = (*item_set.marks, *own, *_marks(engine, ps, not_sent))
-    who = replace(api.info, effective={}) if api else who_answers(engine, ps, m, located, device)
     return Plan(model=m, located=located, tokenizer=tok, preset=ps, protocol=p, benchmark=b, variant_name=name,
                 item_set=item_set, items=items, limit=min(limit or len(items), len(items)),
-                epochs=n_epochs(p, len(items)), engine=who, device=device, server=server, system=system,
-                order_seed=order_seed, marks=loud, runs=folder, asked=asked)
+                epochs=n_epochs(p, len(items)), device=device, server=server, system=system, order_seed=order_seed,
+                engine=replace(api.info, effective={}) if api else who_answers(engine, ps, m, located, device),
+                marks=(*item_set.marks, *own, *_marks(engine, ps, not_sent)), runs=folder, asked=asked)
 
 # %% ../nbs/68_plans.ipynb #c17
 KEPT_TOK = 1_000_000 # Tokens of prompts that are kept from a survey until they are asked: some 40 MB
