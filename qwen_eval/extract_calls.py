@@ -217,10 +217,10 @@ def hermes_calls(
     language: str = "python", # Not read: all values are JSON
 ) -> list[dict[str, dict[str, Any]]]: # Each a name with its arguments; empty where there are no tags
     "Calls between `<tool_call>` tags; raises `ValueError` where what they hold is no call."
-    found = []
-    for part in text.split("<tool_call>\n")[1:]:
-        inside, closed, _ = part.partition("\n</tool_call>")
-        if closed and (call := _json(inside)) is not _NONE: found.append(call)
+    found, begin, end, at = [], "<tool_call>\n", "\n</tool_call>", 0
+    while (at := text.find(begin, at)) >= 0 and (close := text.find(end, at + len(begin))) >= 0:
+        inside, at = text[at + len(begin):close], close + len(end) # opened twice before it is closed: no call
+        if (call := _json(inside)) is not _NONE: found.append(call)
     return [_named_call(c, "arguments") for c in found]
 
 _NONE = object()

@@ -157,7 +157,7 @@ def score_run(
     stage = {"status": "partial" if counts.get("not_scored") else "complete", "n_scored": len(new), "finished": now(),
              "score_s": round(time.perf_counter() - begin, 3), "commit": code["commit"], "dirty": code["dirty"]}
     stage["options"] = asdict(options)
-    if variant.answer == "code" or variant.score == "python-tests":
+    if variant.answer == "code" or variant.score in ("python-tests", "bfcl-turns"):
         stage["sandbox"] = _confined_by(path, options, fresh)
     update_manifest(path, stages={"score": stage}, counts=counts)
     return new

@@ -1,4 +1,5 @@
 """BFCL v4: gold answers, frozen verdicts of the leaderboard's own checker, prompts, averages, published scores."""
+import contextlib
 import gzip
 import hashlib
 import importlib.util
@@ -6,6 +7,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -22,7 +24,7 @@ from qwen_eval.datasets.bfcl import SINGLE_TURN, bfcl_join
 from qwen_eval.engines.base import FakeEngine
 from qwen_eval.errors import ConfigError, IntegrityError
 from qwen_eval.extract import extractors
-from qwen_eval.extract_calls import LONGEST, call_readers, python_calls, read_calls, show_calls
+from qwen_eval.extract_calls import LONGEST, call_readers, hermes_calls, python_calls, read_calls, show_calls
 from qwen_eval.goldcalls import UNANSWERABLE, gold_call_answer
 from qwen_eval.goldcheck import gold_check
 from qwen_eval.metrics import metrics, stratum_weights
@@ -173,6 +175,18 @@ NASTY = ["[" * 10_000, "{" * 10_000, "f(a=" * 10_000, "-" * 10_000, "not " * 10_
          '<tool_call>\n{"name": "f", "arguments": ' + '{"a":' * 10_000 + "1" + "}" * 10_000 + "}\n</tool_call>",
          "<tool_call>\n" * 90_000, "x" * 1_000_000, "f(a=new int[]{" + "1," * 15_000 + "1})", "𝐟(𝐚=1)",
          "f(a=b'\\xff')"]
+
+
+def test_tags_pair_up_as_in_the_leaderboards_expression():
+    bits = ["<tool_call>\n", "\n</tool_call>", '{"name": "f", "arguments": {"a": 1}}', "<tool_call>", "\n", "x"]
+    rng, found = random.Random(0), 0
+    for _ in range(20_000):
+        text, theirs = "".join(rng.choices(bits, k=rng.randint(1, 9))), []
+        for inside in re.findall(r"<tool_call>\n(.*?)\n</tool_call>", text, re.DOTALL): # Qwen's handler in bfcl-eval
+            with contextlib.suppress(ValueError): theirs.append(json.loads(inside))
+        assert hermes_calls(text) == [{c["name"]: c["arguments"]} for c in theirs], text
+        found += bool(theirs)
+    assert found > 50
 
 
 @pytest.mark.parametrize("reader", ["prompted-calls", "hermes-calls", "llama-calls"])
