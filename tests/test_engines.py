@@ -778,7 +778,7 @@ def test_an_engine_whose_facts_cannot_be_sent_ends_at_once(tmp_path):
 
 # ---------------------------------------------------------------- the same through OpenAI's protocol
 WARM = Sampling(temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.05)
-DRAWN = [replace(r, seed=7, sampling=WARM, stop=("\n",)) for r in MIXED[3:4]]
+WARM_ONES = [replace(r, seed=7, sampling=WARM, stop=("\n",)) for r in MIXED[3:4]]
 
 
 def captured(engine, monkeypatch, ask):
@@ -806,7 +806,7 @@ def test_equal_sampling_here_through_the_process_and_through_openai(vllm_engine,
     protocol = pytest.importorskip("vllm.entrypoints.openai.completion.protocol")
     from qwen_eval.engines.openai_api import Server as ApiServer
     from qwen_eval.engines.openai_api import completions_call
-    asked = [*MIXED[:4], *DRAWN]
+    asked = [*MIXED[:4], *WARM_ONES]
     here = captured(vllm_engine, monkeypatch, lambda: vllm_engine.run(asked))
     server = Server(vllm_engine, tmp_path / "engine")
     thread = threading.Thread(target=server.serve)
@@ -849,7 +849,7 @@ def test_a_real_server_says_what_the_engine_here_says(vllm_engine, tiny, tmp_pat
             except EngineError: assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
             time.sleep(0.5)
         assert can.labels and can.continuations and can.token_ids and args["server"] == "vllm"
-        asked = [*MIXED, *DRAWN]
+        asked = [*MIXED, *WARM_ONES]
         asked = [replace(r, item_id=f"{i}") for i, r in enumerate(asked)]
         here = {c.key: c for c in vllm_engine.run(asked)}
         with OpenAIEngine(**args) as engine:
