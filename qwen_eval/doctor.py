@@ -137,13 +137,13 @@ def _token():
     return Check(what="hub token", state="ok", found="set" if there else "not set; only gated models need one")
 
 def _data():
-    folder, known = settings().data, [b.id for b in benchmarks() if not b.own]
+    folder, known = settings().data, {b.id: b.stem for b in benchmarks() if not b.own}
     advice = "Name a folder of benchmark files in QWEN_EVAL_DATA or [paths] data; else the hub and PyPI are asked."
     if folder is None:
         more = " Without any of these, --allow-specimens tries a command on hand-written items."
         return Check(what="data", state="warning", found="no folder is named", advice=advice + more)
     if not folder.is_dir(): return Check(what="data", state="missing", found=f"{folder} is no folder", advice=advice)
-    here = [b for b in known if any((folder / f"{b}{p}").is_file() for p in PACKAGINGS)]
+    here = [b for b, stem in known.items() if any((folder / f"{stem}{p}").is_file() for p in PACKAGINGS)]
     found = f"{len(here)} of {len(known)} benchmarks in {folder}" + (f": {', '.join(here)}" if here else "")
     lacking = [b for b in known if b not in here]
     return Check(what="data", state="warning" if lacking else "ok", found=found,
