@@ -29,7 +29,7 @@ SECTION_KEYS = {kind: tuple(keys.split()) for kind, keys in {
     "preset": "like gpu_memory_utilization max_num_seqs max_num_batched_tokens prefix_caching chunked_prefill "
               "cuda_graphs bound_kv_cache kv_cache_dtype allow_uncalibrated_fp8 tensor_parallel_size cpu_max_num_seqs "
               "cpu_max_num_batched_tokens cpu_kv_gib notes",
-    "protocol": f"like {_SAMPLING} thinking epochs_many many_items",
+    "protocol": f"like {_SAMPLING} thinking end_thinking epochs_many many_items",
     "benchmark": "like kind title path hub config revision split shot_split n_shot shots stop variant task prompt "
                  "extract score metric question answer choices item_id stratum cluster solution tests entry_point "
                  "extra answer_key version licence notes",

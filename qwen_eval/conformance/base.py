@@ -94,10 +94,16 @@ def conformance(
     "Check all published outputs of a folder; raises `ConfigError` where it is none, `UnknownNameError` for a family."
     folder = Path(folder).expanduser()
     if not folder.is_dir(): raise ConfigError(f"{folder} is no folder of published outputs; name one.")
+    seen = set()
     for name in [only] if only else families.names():
         make = families.get(name)
-        try: yield from make(folder)
+        try:
+            for check in make(folder):
+                seen |= {part.strip().partition("/")[0] for part in check.source.split(",")}
+                yield check
         except Exception as e: yield not_run(name, name, "", f"the family stopped: {type(e).__name__}: {e}"[:500])
+    for part in () if only else sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] not in "._"):
+        if part not in seen: yield not_run(part, "unknown", part, "no family of checks finds its files in it")
 
 # %% ../../nbs/73_conformance.base.ipynb #c09
 def compare(
