@@ -14,6 +14,7 @@ import pytest
 from qwen_eval.datasets.base import ItemSet
 from qwen_eval.engines.all import start
 from qwen_eval.engines.anthropic import AnthropicEngine
+from qwen_eval.engines.cache import cache_key, identity
 from qwen_eval.engines.openai_api import OpenAIEngine
 from qwen_eval.errors import ConfigError, EngineError
 from qwen_eval.evaluation import evaluate
@@ -257,6 +258,28 @@ def test_anthropic(tmp_path):
         with AnthropicEngine("mine-1", server.url) as engine, pytest.raises(EngineError, match="turns"):
             for c in engine.run([Request(item_id="q")]): raise EngineError(c.error)
     assert_no_key(tmp_path)
+
+
+def test_the_cache_tells_thinking_from_not_thinking(tmp_path, monkeypatch):
+    monkeypatch.setenv("QWEN_EVAL_ANSWER_CACHE", "yes")
+    model = replace(MODEL, thinking="switch")
+    thinks = {"protocol": "qwen3_thinking", "epochs": 1, "thinking_tok": 64}
+    plain = {"protocol": "qwen3_nonthinking", "epochs": 1, "answer_tok": 128, "temperature": 0.6, "top_p": 0.95}
+    with Server(owner="vllm") as server:
+        found = [lines(run(server, tmp_path / str(n), model, limit=3, **{"answer_tok": 64, **way}))
+                 for n, way in enumerate((thinks, plain, thinks, plain))]
+        assert len({(b["temperature"], b["top_p"], b["top_k"], b["max_tokens"]) for b in server.bodies}) == 1
+        assert [b["chat_template_kwargs"]["enable_thinking"] for b in server.bodies] == [True] * 3 + [False] * 3
+        assert [[c.from_cache for c in said] for said in found] == [[False] * 3, [False] * 3, [True] * 3, [True] * 3]
+
+
+def test_the_cache_knows_the_budget_of_claudes_thinking():
+    [ask] = [Request(item_id="q", messages=({"role": "user", "content": "What is 1?"},), max_tok=4096)]
+    keys = []
+    for tok in (0, 1024, 2048):
+        with AnthropicEngine("mine-1", thinking_tok=tok) as engine:
+            keys.append(cache_key(ask, identity({}, engine.info)))
+    assert len(set(keys)) == 3
 
 
 def test_password_of_an_address_is_used_and_never_written(tmp_path):
