@@ -744,3 +744,22 @@ def test_scores_of_answers_made_elsewhere_advise_what_there_is(tmp_path):
     (tmp_path / "o.jsonl").write_text('{"id": "9001", "completion": "Yes."}\n')
     found = score_outputs(tmp_path / "o.jsonl", "mt_bench", source="specimen")
     assert found["counts"]["not_scored"] == 1 and "rescore" not in repr(found) and "ReplayEngine" in repr(found)
+
+
+# The cache of answers
+
+def test_a_verdict_of_today_is_asked_today_while_answers_come_from_the_cache(how, tmp_path, monkeypatch):
+    monkeypatch.setenv("QWEN_EVAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("QWEN_EVAL_ANSWER_CACHE", "yes")
+    for judge, ways in (("toy", {}), ("other", {"judge_engine": "fake"})):
+        found = []
+        for day in ("01", "02"):
+            monkeypatch.setattr("qwen_eval.evaluation.now", lambda day=day: f"2031-05-{day}T00:00:00+00:00")
+            run = evaluate(TOY, "mt_bench", engine="fake", judge=TOY if judge == "toy" else OTHER,
+                           **how | {"runs": tmp_path / judge / day}, **ways)
+            kept = [{c.from_cache for c in d.values()} for d in (run.completions(), run.judgments())]
+            found.append((run.manifest["judge"]["date"][-2:], *kept))
+        assert found == [("01", {judge == "other"}, {False}), ("02", {True}, {False})]
+    pairs = [evaluate(TOY, "alpaca_eval", engine="fake", judge=TOY, **how | {"runs": tmp_path / f"alpaca{n}"})
+             for n in range(2)]
+    assert [{c.from_cache for c in r.judgments().values()} for r in pairs] == [{False}, {True}] # these have no day
