@@ -1842,6 +1842,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'qwen_eval.judging.Jury.asking': ('judging.html#jury.asking', 'qwen_eval/judging.py'),
                                    'qwen_eval.judging.Jury.context_tok': ('judging.html#jury.context_tok', 'qwen_eval/judging.py'),
                                    'qwen_eval.judging._access_of': ('judging.html#_access_of', 'qwen_eval/judging.py'),
+                                   'qwen_eval.judging._told_alike': ('judging.html#_told_alike', 'qwen_eval/judging.py'),
                                    'qwen_eval.judging.check_judge': ('judging.html#check_judge', 'qwen_eval/judging.py'),
                                    'qwen_eval.judging.judge_plan': ('judging.html#judge_plan', 'qwen_eval/judging.py'),
                                    'qwen_eval.judging.judged_items': ('judging.html#judged_items', 'qwen_eval/judging.py'),

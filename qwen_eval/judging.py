@@ -132,7 +132,11 @@ def jury_for(
     n = plan.variant.turns * output_budget(plan.variant, plan.protocol)
     return (replace(plan, judge=said, marks=(*plan.marks, *(["self-judged"] if itself else []))),
             Jury(plan=p, protocol=protocol, texts=texts, items={i.id: i for i in plan.items}, n_answer_tok=n,
-                 shared=itself and judge_engine is None))
+                 shared=itself and judge_engine is None and (hasattr(engine, "run") or _told_alike(plan, p))))
+
+def _told_alike(plan, other): # what an API's engine adds to every call; token ids say it themselves
+    a, b = plan.server or {}, other.server or {}
+    return a.get("route") == "completions" or all(a.get(k) == b.get(k) for k in ("thinking", "thinking_tok"))
 
 def _access_of(plan, judge_engine, judge, itself):
     "What the call said of an API, as far as it holds for a judge behind one of the same kind."

@@ -303,6 +303,17 @@ def test_what_a_call_says_of_an_api_holds_for_its_judge(tmp_path, judge, judge_e
         assert session["engine"]["effective"]["concurrency"] == 3 and len(r.judgments()) == 4
 
 
+def test_who_thinks_while_it_answers_does_not_think_while_it_judges(tmp_path):
+    with Server(owner="vllm") as server:
+        server.number = lambda text: 1
+        r = evaluate(replace(MODEL, thinking="switch"), "mt_bench", engine="openai", base_url=server.url, judge="mine",
+                     protocol="qwen3_thinking", thinking_tok=64, answer_tok=32, limit=2, source="specimen",
+                     runs=tmp_path, progress=False)
+        asked = Counter(b["chat_template_kwargs"]["enable_thinking"] for b in server.bodies)
+        assert asked == {True: len(r.completions()) * 2, False: len(r.judgments())}
+        assert "self-judged" in r.manifest["marks"]
+
+
 def test_a_budget_bounds_the_judge_and_no_key_goes_to_another_address():
     def plan(model, judge, **said):
         p = plan_run(model, "mt_bench", engine="openai", source="specimen", limit=2, budget_tok=5000, **said)

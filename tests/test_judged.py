@@ -277,6 +277,20 @@ def test_a_stored_run_is_judged_later_by_another(how):
     assert rescore(bare, progress=False).counts["not_scored"] == 8 # without a judge they wait
 
 
+def test_the_command_line_names_the_judge_s_engine(how, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from qwen_eval.cli import app
+    monkeypatch.setenv("QWEN_EVAL_RUNS", str(tmp_path))
+    bare = evaluate(TOY, "mt_bench", engine=FakeEngine(talk), judge="none", **how)
+    def said(*words): return CliRunner().invoke(app, ["rescore", bare.id, *words])
+    assert said("--judge-engine", "fake").exit_code != 0 # of nobody
+    done = said("--judge", "smollm2_135m", "--judge-engine", "fake", "--json")
+    assert done.exit_code == 0, done.output
+    judged = open_run(json.loads(done.stdout)["run_id"], root=tmp_path)
+    assert judged.manifest["fingerprint"]["judge"]["engine"]["name"] == "fake" and len(judged.judgments()) == 16
+
+
 def test_a_verdict_that_cannot_be_read_is_counted_and_never_zero(how):
     def judge(r):
         if "#" not in r.item_id: return talk(r)
