@@ -250,8 +250,7 @@ def rescore_(
     if (judge_tok or judge_engine) and judge is None:
         raise ConfigError("--judge-tok and --judge-engine are of a judge; name one with --judge.")
     before = read_scores(open_run(run).path) if judge is None else None
-    done = rescore(run, allow_unsafe_code=allow_unsafe_code, judge=judge, judge_engine=judge_engine,
-                   judge_tok=judge_tok)
+    done = rescore(run, allow_unsafe_code, judge=judge, judge_engine=judge_engine, judge_tok=judge_tok)
     said = f"{n_changed(before, done.scores)} of {len(done.scores)} scores are not what they were."
     say(summary(done) if as_json else done, lambda r: f"{r!r}\n{said}", as_json)
 
