@@ -17,9 +17,9 @@ from .benchmark_commands import benchmarks
 from .cache_commands import CacheFlag, cache
 from .conformance_commands import conformance_
 from .console import (LOOK, BudgetTok, BudgetUsd, Concurrency, Edge, EngineChoice, JsonFlag, JudgeBudget,
-                               JudgeName, ModelName, PresetName, ProtocolName, RunName, ServedName, ServerUrl,
-                               ShotsNumber, SpecimensFlag, SystemText, TemplateName, UnsafeFlag, VariantName, group,
-                               say, table, words)
+                               JudgeEngine, JudgeName, ModelName, PresetName, ProtocolName, RunName, ServedName,
+                               ServerUrl, ShotsNumber, SpecimensFlag, SystemText, TemplateName, UnsafeFlag, VariantName,
+                               group, say, table, words)
 from .errors import ConfigError
 from .layout import line_width
 from .audit_commands import audit_command, contamination_command
@@ -234,7 +234,7 @@ app.command("quality")(quality_)
 def rescore_(
     run: RunName,
     judge: Annotated[str | None, typer.Option(help="Model that judges the stored answers first.")] = None,
-    judge_tok: JudgeBudget = None,
+    judge_engine: JudgeEngine = None, judge_tok: JudgeBudget = None,
     allow_unsafe_code: UnsafeFlag = False,
     as_json: JsonFlag = False,
 ):
@@ -247,9 +247,10 @@ def rescore_(
     from qwen_eval.evaluation import rescore
     from qwen_eval.runs import open_run, summary
     from qwen_eval.scores import n_changed, read_scores
-    if judge_tok and judge is None: raise ConfigError("--judge-tok is the budget of a judge; name one with --judge.")
+    if (judge_tok or judge_engine) and judge is None:
+        raise ConfigError("--judge-tok and --judge-engine are of a judge; name one with --judge.")
     before = read_scores(open_run(run).path) if judge is None else None
-    done = rescore(run, allow_unsafe_code=allow_unsafe_code, judge=judge, judge_tok=judge_tok)
+    done = rescore(run, allow_unsafe_code, judge=judge, judge_engine=judge_engine, judge_tok=judge_tok)
     said = f"{n_changed(before, done.scores)} of {len(done.scores)} scores are not what they were."
     say(summary(done) if as_json else done, lambda r: f"{r!r}\n{said}", as_json)
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LOOK', 'JsonFlag', 'ModelName', 'RunName', 'PresetName', 'ProtocolName', 'UnsafeFlag', 'VariantName', 'ShotsNumber',
            'SystemText', 'TemplateName', 'JudgeName', 'EngineChoice', 'ServerUrl', 'ServedName', 'Concurrency',
-           'BudgetUsd', 'BudgetTok', 'JudgeBudget', 'SpecimensFlag', 'Edge', 'group', 'say', 'table', 'words']
+           'BudgetUsd', 'BudgetTok', 'JudgeEngine', 'JudgeBudget', 'SpecimensFlag', 'Edge', 'group', 'say', 'table',
+           'words']
 
 # %% ../nbs/88_console.ipynb #c02
 import os
@@ -65,6 +66,7 @@ ServedName = Annotated[str | None, typer.Option("--served-model", help="The serv
 Concurrency = Annotated[int | None, typer.Option(min=1, help="Requests that a server gets at a time.")]
 BudgetUsd = Annotated[float | None, typer.Option(help="Most that a run may cost now, US dollars.")]
 BudgetTok = Annotated[int | None, typer.Option(min=1, help="Most that a run may take now, tokens.")]
+JudgeEngine = Annotated[str | None, typer.Option("--judge-engine", help="Who holds the judge: vllm, openai ...")]
 JudgeBudget = Annotated[int | None, typer.Option(min=1, help="What the judge may write, tokens.")]
 SpecimensFlag = Annotated[bool, typer.Option("--allow-specimens", help="Take hand-written items.")]
 

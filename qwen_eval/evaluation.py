@@ -24,7 +24,7 @@ from .judges.base import texts_hash
 from .judging import Jury, check_judge, judged_items, judgment_folder, jury_for, lenders, with_jury
 from .metering import Meter
 from .models import Model
-from .opening import ahead, at_need, check_before, check_engine, room_of
+from .opening import afresh, ahead, at_need, check_before, check_engine, room_of
 from .plans import Plan, fingerprint, plan_run, survey
 from .presets import Preset
 from .protocols import Protocol
@@ -210,7 +210,7 @@ def judge_answers(
     update_manifest(path, judge={"model": plan.model.id, "protocol": jury.protocol.id, "run": plan.path.name,
                                  "date": date, "dated": jury.protocol.dated, "texts": texts_hash(jury.texts),
                                  "max_tok": plan.protocol.max_tok() if jury.protocol.mode == "generate" else None})
-    consult(plan, engine, progress)
+    consult(plan, afresh(engine) if jury.protocol.dated else engine, progress)
 
 # %% ../nbs/71_evaluate.ipynb #c16
 def evaluate(

@@ -25,6 +25,7 @@ from .judges.rubric import dimensions_of, read_rubric, rubric_turns
 from .judging import judge_plan
 from .models import Model
 from .models import model as find_model
+from .opening import afresh
 from .records import Estimate, Item
 from .runs import Run, benchmark_label, items_of, open_run
 from .scores import weigh
@@ -116,7 +117,7 @@ def _asked(run, judge, name, items, whose, engine, tok, progress):
     "(what the judge said by item id, its plan); raises `EngineError` where its engine failed."
     p = judge_plan(describe(find_model(judge)), name, items, whose, run.path / "judgments", engine=engine,
                    answer_tok=tok, marks=tuple(run.manifest["items"]["marks"]))
-    with judge_engine_for(p, engine) as get: told = consult(p, get, progress)
+    with judge_engine_for(p, engine) as get: told = consult(p, afresh(get), progress) # dated
     if failed := [c for c in told.values() if c.finish_reason == "error"]:
         raise EngineError(f"{len(failed)} of {len(told)} judgments failed (the first: {failed[0].error}); call "
                           "again to go on.")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 from .datasets.base import ItemSet
 from .datasets.declared import Benchmark, Variant
+from .engines.access import API_KEYS
 from .engines.base import Engine
 from .errors import ConfigError, IntegrityError
 from .judges.base import JudgeProtocol, judge_items, judges, texts_hash, with_judgments
@@ -89,6 +90,7 @@ def judge_plan(
     marks: tuple[str, ...] = (), # Of the judged items
     seed: int = 0, # Of the engine
     tokenizer: Any = None, # In place of the judge's own
+    **access: Any, # Fields of `Access`, for a judge behind an API
 ) -> Plan: # Greedy, with the judge's own system text left out, since a protocol brings its own
     "A judge's run as a plan; raises what `plan_run` raises."
     v = Variant(prompt="judgment", mode=mode, chat=True, score="", metric="")
@@ -99,7 +101,7 @@ def judge_plan(
                     verified="verified", marks=marks)
     own = {"answer_tok": answer_tok} if mode == "generate" else {}
     return plan_run(replace(judge, system=None), b, preset, "greedy", engine=engine, seed=seed, runs=runs,
-                    tokenizer=tokenizer, item_set=asked, **own)
+                    tokenizer=tokenizer, item_set=asked, **own, **access)
 
 # %% ../nbs/70_judging.ipynb #c24
 def jury_for(
@@ -112,7 +114,8 @@ def jury_for(
     identity: dict[str, Any] | None = None, # Fingerprint of the answers, without a judge; None is the plan's
 ) -> tuple[Plan, Jury]: # The plan with its judge in the fingerprint, and the judge
     "Who judges a run; raises `ConfigError`, `UnknownNameError` or `IntegrityError` for whatever cannot work."
-    protocol, m = judges.get(plan.variant.judge), describe(find_model(judge))
+    protocol = judges.get(plan.variant.judge)
+    m = plan.model if judge == plan.model.id else describe(find_model(judge)) # an API's names are not registered
     texts = protocol.texts("specimen" in plan.item_set.marks)
     itself = m.id == plan.model.id or bool(m.path and plan.located and m.path == plan.located.model.path)
     if itself: m, tokenizer = plan.model, tokenizer or plan.tokenizer
@@ -123,12 +126,27 @@ def jury_for(
     p = judge_plan(m, plan.benchmark.id, judge_items(blank, protocol, texts), mode=protocol.mode, preset=plan.preset,
                    whose=identity or fingerprint(replace(plan, judge=None)), marks=plan.item_set.marks, runs=plan.runs,
                    engine=engine if judge_engine is None else judge_engine, tokenizer=tokenizer,
-                   answer_tok=judge_tok or protocol.answer_tok, seed=plan.protocol.seed)
+                   answer_tok=judge_tok or protocol.answer_tok, seed=plan.protocol.seed,
+                   **_access_of(plan, judge_engine, m, itself))
     said = {k: v for k, v in fingerprint(p).items() if k not in ("items", "format")} | {"texts": texts_hash(texts)}
     n = plan.variant.turns * output_budget(plan.variant, plan.protocol)
     return (replace(plan, judge=said, marks=(*plan.marks, *(["self-judged"] if itself else []))),
             Jury(plan=p, protocol=protocol, texts=texts, items={i.id: i for i in plan.items}, n_answer_tok=n,
-                 shared=itself and judge_engine is None))
+                 shared=itself and judge_engine is None and (hasattr(engine, "run") or _told_alike(plan, p))))
+
+def _told_alike(plan, other): # what an API's engine adds to every call; token ids say it themselves
+    a, b = plan.server or {}, other.server or {}
+    return a.get("route") == "completions" or all(a.get(k) == b.get(k) for k in ("thinking", "thinking_tok"))
+
+def _access_of(plan, judge_engine, judge, itself):
+    "What the call said of an API, as far as it holds for a judge behind one of the same kind."
+    if "model" not in (plan.server or {}) or judge_engine not in (None, plan.engine.name): return {}
+    said = {k: plan.server["model" if k == "served_model" else k] for k in API_KEYS
+            if k in plan.asked and (k in plan.server or k == "served_model")}
+    if itself: return said
+    here = judge.base_url == plan.model.base_url or (not judge.base_url and "base_url" in said)
+    left = {"served_model", "route"} | (set() if here else {"base_url", "key_env", "server"}) # no key goes elsewhere
+    return {k: v for k, v in said.items() if k not in left and not (k == "key_env" and judge.key_env)}
 
 # %% ../nbs/70_judging.ipynb #c22
 def with_jury(

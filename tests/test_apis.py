@@ -14,9 +14,11 @@ import pytest
 from qwen_eval.datasets.base import ItemSet
 from qwen_eval.engines.all import start
 from qwen_eval.engines.anthropic import AnthropicEngine
+from qwen_eval.engines.cache import cache_key, identity
 from qwen_eval.engines.openai_api import OpenAIEngine
 from qwen_eval.errors import ConfigError, EngineError
 from qwen_eval.evaluation import evaluate
+from qwen_eval.judging import jury_for
 from qwen_eval.models import Model
 from qwen_eval.plans import plan_run
 from qwen_eval.records import Item, Request
@@ -64,9 +66,13 @@ class Server:
     @property
     def url(self): return f"http://127.0.0.1:{self.port}/v1"
 
+    names = ("mine-1",)
+
+    def number(self, text): return int(text.split()[2])
+
     async def models(self, request):
         from aiohttp import web
-        return web.json_response({"data": [{"id": "mine-1", "owned_by": self.owner}]})
+        return web.json_response({"data": [{"id": n, "owned_by": self.owner} for n in self.names]})
 
     async def chat(self, request):
         from aiohttp import web
@@ -74,7 +80,7 @@ class Server:
         key = request.headers.get("Authorization") or request.headers.get("x-api-key")
         text = next(m["content"] for m in body["messages"] if m["role"] == "user")
         text = text if isinstance(text, str) else text[0]["text"]
-        i = int(text.split()[2])
+        i = self.number(text)
         n = self.heard[i] = self.heard[i] + 1
         self.keys.add(key), self.bodies.append(body)
         mood = self.mood(i, n)
@@ -257,6 +263,68 @@ def test_anthropic(tmp_path):
         with AnthropicEngine("mine-1", server.url) as engine, pytest.raises(EngineError, match="turns"):
             for c in engine.run([Request(item_id="q")]): raise EngineError(c.error)
     assert_no_key(tmp_path)
+
+
+def test_the_cache_tells_thinking_from_not_thinking(tmp_path, monkeypatch):
+    monkeypatch.setenv("QWEN_EVAL_ANSWER_CACHE", "yes")
+    model = replace(MODEL, thinking="switch")
+    thinks = {"protocol": "qwen3_thinking", "epochs": 1, "thinking_tok": 64}
+    plain = {"protocol": "qwen3_nonthinking", "epochs": 1, "answer_tok": 128, "temperature": 0.6, "top_p": 0.95}
+    with Server(owner="vllm") as server:
+        found = [lines(run(server, tmp_path / str(n), model, limit=3, **{"answer_tok": 64, **way}))
+                 for n, way in enumerate((thinks, plain, thinks, plain))]
+        assert len({(b["temperature"], b["top_p"], b["top_k"], b["max_tokens"]) for b in server.bodies}) == 1
+        assert [b["chat_template_kwargs"]["enable_thinking"] for b in server.bodies] == [True] * 3 + [False] * 3
+        assert [[c.from_cache for c in said] for said in found] == [[False] * 3, [False] * 3, [True] * 3, [True] * 3]
+
+
+def test_the_cache_knows_the_budget_of_claudes_thinking():
+    [ask] = [Request(item_id="q", messages=({"role": "user", "content": "What is 1?"},), max_tok=4096)]
+    keys = []
+    for tok in (0, 1024, 2048):
+        with AnthropicEngine("mine-1", thinking_tok=tok) as engine:
+            keys.append(cache_key(ask, identity({}, engine.info)))
+    assert len(set(keys)) == 3
+
+
+OTHER = Model(id="other", api_id="mine-2", tool_format="native_api", thinking="none")
+
+
+@pytest.mark.parametrize("judge, judge_engine", [(MODEL, None), ("mine", "openai"), (OTHER, None), (OTHER, "openai")])
+def test_what_a_call_says_of_an_api_holds_for_its_judge(tmp_path, judge, judge_engine):
+    with Server() as server:
+        server.number, server.names = lambda text: 1, ("mine-1", "mine-2")
+        r = evaluate(MODEL, "mt_bench", engine="openai", base_url=server.url, judge=judge, judge_engine=judge_engine,
+                     limit=2, answer_tok=32, source="specimen", runs=tmp_path, progress=False, concurrency=3,
+                     budget_tok=10**6, served_model="mine-1")
+        assert Counter(b["model"] for b in server.bodies) == (
+            {"mine-1": 4, "mine-2": 4} if judge is OTHER else {"mine-1": 8})
+        [session] = read_manifest(next((r.path / "judgments").iterdir()))["sessions"]
+        assert session["engine"]["effective"]["concurrency"] == 3 and len(r.judgments()) == 4
+
+
+def test_who_thinks_while_it_answers_does_not_think_while_it_judges(tmp_path):
+    with Server(owner="vllm") as server:
+        server.number = lambda text: 1
+        r = evaluate(replace(MODEL, thinking="switch"), "mt_bench", engine="openai", base_url=server.url, judge="mine",
+                     protocol="qwen3_thinking", thinking_tok=64, answer_tok=32, limit=2, source="specimen",
+                     runs=tmp_path, progress=False)
+        asked = Counter(b["chat_template_kwargs"]["enable_thinking"] for b in server.bodies)
+        assert asked == {True: len(r.completions()) * 2, False: len(r.judgments())}
+        assert "self-judged" in r.manifest["marks"]
+
+
+def test_a_budget_bounds_the_judge_and_no_key_goes_to_another_address():
+    def plan(model, judge, **said):
+        p = plan_run(model, "mt_bench", engine="openai", source="specimen", limit=2, budget_tok=5000, **said)
+        return jury_for(p, judge, "openai")[1].plan.server
+    with Server() as one, Server() as two:
+        one.names = two.names = ("mine-1", "mine-2")
+        here = plan(MODEL, OTHER, base_url=one.url, key_env="ANTHROPIC_API_KEY", route="chat")
+        assert (here["base_url"], here["key_env"], here["budget_tok"]) == (one.url, "ANTHROPIC_API_KEY", 5000)
+        away = replace(OTHER, base_url=two.url)
+        there = plan(MODEL, away, base_url=one.url, key_env="ANTHROPIC_API_KEY")
+        assert (there["base_url"], there["key_env"], there["budget_tok"]) == (two.url, "OPENAI_API_KEY", 5000)
 
 
 def test_password_of_an_address_is_used_and_never_written(tmp_path):

@@ -277,6 +277,20 @@ def test_a_stored_run_is_judged_later_by_another(how):
     assert rescore(bare, progress=False).counts["not_scored"] == 8 # without a judge they wait
 
 
+def test_the_command_line_names_the_judge_s_engine(how, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from qwen_eval.cli import app
+    monkeypatch.setenv("QWEN_EVAL_RUNS", str(tmp_path))
+    bare = evaluate(TOY, "mt_bench", engine=FakeEngine(talk), judge="none", **how)
+    def said(*words): return CliRunner().invoke(app, ["rescore", bare.id, *words])
+    assert said("--judge-engine", "fake").exit_code != 0 # of nobody
+    done = said("--judge", "smollm2_135m", "--judge-engine", "fake", "--json")
+    assert done.exit_code == 0, done.output
+    judged = open_run(json.loads(done.stdout)["run_id"], root=tmp_path)
+    assert judged.manifest["fingerprint"]["judge"]["engine"]["name"] == "fake" and len(judged.judgments()) == 16
+
+
 def test_a_verdict_that_cannot_be_read_is_counted_and_never_zero(how):
     def judge(r):
         if "#" not in r.item_id: return talk(r)
@@ -744,3 +758,22 @@ def test_scores_of_answers_made_elsewhere_advise_what_there_is(tmp_path):
     (tmp_path / "o.jsonl").write_text('{"id": "9001", "completion": "Yes."}\n')
     found = score_outputs(tmp_path / "o.jsonl", "mt_bench", source="specimen")
     assert found["counts"]["not_scored"] == 1 and "rescore" not in repr(found) and "ReplayEngine" in repr(found)
+
+
+# The cache of answers
+
+def test_a_verdict_of_today_is_asked_today_while_answers_come_from_the_cache(how, tmp_path, monkeypatch):
+    monkeypatch.setenv("QWEN_EVAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("QWEN_EVAL_ANSWER_CACHE", "yes")
+    for judge, ways in (("toy", {}), ("other", {"judge_engine": "fake"})):
+        found = []
+        for day in ("01", "02"):
+            monkeypatch.setattr("qwen_eval.evaluation.now", lambda day=day: f"2031-05-{day}T00:00:00+00:00")
+            run = evaluate(TOY, "mt_bench", engine="fake", judge=TOY if judge == "toy" else OTHER,
+                           **how | {"runs": tmp_path / judge / day}, **ways)
+            kept = [{c.from_cache for c in d.values()} for d in (run.completions(), run.judgments())]
+            found.append((run.manifest["judge"]["date"][-2:], *kept))
+        assert found == [("01", {judge == "other"}, {False}), ("02", {True}, {False})]
+    pairs = [evaluate(TOY, "alpaca_eval", engine="fake", judge=TOY, **how | {"runs": tmp_path / f"alpaca{n}"})
+             for n in range(2)]
+    assert [{c.from_cache for c in r.judgments().values()} for r in pairs] == [{False}, {True}] # these have no day

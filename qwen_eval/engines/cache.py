@@ -27,7 +27,8 @@ from ..settings import settings
 # %% ../../nbs/46_engines.cache.ipynb #c05
 _ROOM = ("max_model_len", "kv_cache_memory_bytes", "gpu_memory_utilization", "adapter") # the adapter: see the identity
 _RESOLVED = ("enforce_eager", "max_num_seqs", "max_num_batched_tokens", "prefix_caching", "block_size",
-             "kv_cache_dtype", "quantization", "tensor_parallel", "chunked_prefill", "async_scheduling")
+             "kv_cache_dtype", "quantization", "tensor_parallel", "chunked_prefill", "async_scheduling",
+             "thinking", "thinking_tok") # the last two: what an API is told beside the request
 
 def identity(
     model: dict[str, Any], # What tells the weights from others: `hub_id`, `revision`, `adapter` ...

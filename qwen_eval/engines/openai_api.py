@@ -181,6 +181,7 @@ class OpenAIEngine(HttpEngine):
         info, can = as_engine(self.server, model, route)
         super().__init__(base_url, info, can, key, Purse(budget_usd, budget_tok, prices), **limits)
         info.effective.update(concurrency=self.window, timeout_s=self.timeout_s, attempts=self.attempts)
+        if route == "chat": info.effective["thinking"] = thinking # part of every call, and of no request
         self._completions = route == "completions"
 
     def call(self, request):
