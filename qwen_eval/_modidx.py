@@ -70,6 +70,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'qwen_eval.bench.measure._keeps': ('bench.measure.html#_keeps', 'qwen_eval/bench/measure.py'),
                                          'qwen_eval.bench.measure._name': ('bench.measure.html#_name', 'qwen_eval/bench/measure.py'),
                                          'qwen_eval.bench.measure._point': ('bench.measure.html#_point', 'qwen_eval/bench/measure.py'),
+                                         'qwen_eval.bench.measure.failed': ('bench.measure.html#failed', 'qwen_eval/bench/measure.py'),
                                          'qwen_eval.bench.measure.over_repeats': ( 'bench.measure.html#over_repeats',
                                                                                    'qwen_eval/bench/measure.py'),
                                          'qwen_eval.bench.measure.prompts_for': ( 'bench.measure.html#prompts_for',

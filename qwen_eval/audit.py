@@ -186,6 +186,7 @@ def _audit(pairs, variant, frame, about, options, sheet):
 
 def _brief(x): return x[:200] if isinstance(x, str) else x if x == x else None # NaN stands for no answer
 
+# %% ../nbs/77_audit.ipynb #c26
 def audit_run(
     run: str | Path | Run, # A run, or its name
     sheet: str | Path | None = None, # CSV file to write for a hand check; None: none

@@ -101,6 +101,11 @@ def _group(row): return row["benchmark"], row.get("variant") or "", row.get("met
 
 def _number(x): return x if isinstance(x, (int, float)) and not math.isnan(x) else None
 
+def _at(row, x):
+    "Where a value stands, percent: a share as it is, any other score by its share of the metric's range."
+    low, high = scale(row.get("metric")) or (0.0, 1.0)
+    return 100 * (x - low) / (high - low)
+
 def _places(rows):
     places, heads, y, last = [], [], 0.0, None
     for row in rows:
@@ -126,11 +131,6 @@ def _frame(ax, rows, heads, bottom):
         if chance is None: continue
         dotted = {"ls": (0, (1, 1.5)), "lw": 1.1, "color": "#777777"}
         ax.plot([_at(row, chance)] * 2, [y + 0.45, end], zorder=1, gid="chance", **dotted)
-
-def _at(row, x):
-    "Where a value stands, percent: a share as it is, any other score by its share of the metric's range."
-    low, high = scale(row.get("metric")) or (0.0, 1.0)
-    return 100 * (x - low) / (high - low)
 
 def _looks(rows):
     import seaborn as sns
