@@ -47,6 +47,10 @@ def judge_readings(
     read = readings_of(variant)
     own = {(r.item_id, r.epoch): r for r in frame.itertuples() if r.status in COUNTED}
     table = {k: {"item_id": k[0], "epoch": k[1], "scored": r.value} for k, r in own.items()}
+    if lost := sorted(own.keys() - {c.key for _, c in pairs}):
+        raise ConfigError(f"{len(lost)} of {len(own)} scores have no completion, such as that of item {lost[0][0]!r}: "
+                          "completions.jsonl is missing, empty or cut short, or was left out of a copy made to be "
+                          "shared. Audit the run that it came from, or run the same again to have them answered.")
     if read is None: # the scorer has measured both
         for k, r in own.items():
             for name, (value, answer) in measured.get(variant.score)(r).items():
@@ -182,6 +186,7 @@ def _audit(pairs, variant, frame, about, options, sheet):
 
 def _brief(x): return x[:200] if isinstance(x, str) else x if x == x else None # NaN stands for no answer
 
+# %% ../nbs/77_audit.ipynb #c26
 def audit_run(
     run: str | Path | Run, # A run, or its name
     sheet: str | Path | None = None, # CSV file to write for a hand check; None: none
@@ -198,7 +203,11 @@ def audit_run(
     variant = msgspec.convert(asked["declaration"], Variant)
     readings_of(variant)
     items = {i.id: i for i in items_of(m, benchmark).items}
-    pairs = [(items[c.item_id], c) for c in run.completions().values()]
+    answers = run.completions().values()
+    if lost := next((c.item_id for c in answers if c.item_id not in items), None):
+        raise IntegrityError(f"Run {run.id} holds an answer to item {lost!r}, which {asked['id']} does not have: "
+                             "completions.jsonl is that of another run, or the items have changed.")
+    pairs = [(items[c.item_id], c) for c in answers]
     about = {"run": run.id, "benchmark": asked["id"], "variant": asked["variant"], "marks": list(m["marks"])}
     drawn = sheet and {"path": sheet, "n": n, "seed": seed, "most": most}
     return _audit(pairs, variant, run.scores, about, options, drawn)

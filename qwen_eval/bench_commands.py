@@ -75,12 +75,16 @@ def bench_command(
     qwen-eval bench ./qwen3_8b_shapes --load-format dummy --preset performance --concurrency 64,256
     """
     found, files = _carry_out(SimpleNamespace(**locals()))
+    from qwen_eval.bench.measure import failed
     say(dict(found) if as_json else found, lambda r: f"{r!r}\n{files}", as_json)
+    if any(map(failed, found["points"])): raise typer.Exit(1) # the result is kept, and says how many
 
 # %% ../nbs/89_bench_commands.ipynb #c09
 def _carry_out(o):
     "The result, and where it lies; `o` holds the options."
     from qwen_eval.bench.workloads import Workload
+    from qwen_eval.fetch import writable
+    from qwen_eval.settings import settings
     if not o.name and not o.base_url: raise ConfigError("Name a model to start, or a server with --base-url.")
     loads = _numbers(o.concurrency, "concurrency", True), _numbers(o.rate, "rate", False)
     bounds = {"ttft_s": o.ttft_ms, "tpot_s": o.tpot_ms, "e2el_s": o.e2el_ms}
@@ -91,6 +95,7 @@ def _carry_out(o):
     o.plan = ({"engine": o.engine} if o.engine else {}) | {"allow_specimens": o.allow_specimens}
     o.how = {"repeats": o.repeats, "warmup": o.warmup, "seed": o.seed,
              "bounds": {k: v / 1000 for k, v in bounds.items() if v}}
+    o.folder = writable(o.out or settings().reports / "bench", "Results") # asked before anything is measured
     with _target(o) as target: return _measure(target, o)
 
 def _vocab(name): # ids that any model of that name has, at most 8192
@@ -113,8 +118,7 @@ def _target(o):
 def _measure(target, o):
     from qwen_eval.bench.measure import prompts_for, run_bench
     from qwen_eval.performance_figures import save_bench_figure
-    from qwen_eval.settings import settings
-    folder = o.out or settings().reports / "bench"
+    folder = o.folder
     prompts, draft = prompts_for(o.workload, o.name, o.seed, **o.plan), folder / "unfinished.json"
     found = run_bench(target, o.workload, *o.loads, prompts=prompts, save=draft, progress=not o.as_json, **o.how)
     file = found.save(folder / f"{found['id']}.json")

@@ -19,7 +19,7 @@ from .fetch import write_atomic
 from .figures import explain_marks, forest, records, save_figure
 from .layout import column_widths, table_lines, wrapped
 from .metering import add_up
-from .metrics import metrics
+from .metrics import in_words, metrics, scale
 from .records import COUNTED
 from .reports import COLUMNS, DIFFERENCE_COLUMNS, Report, shown, write_report
 from .runs import summary
@@ -96,11 +96,17 @@ def difference_text(
     for r in rows:
         what = f"{r['benchmark']} ({r['metric']}), {r['preset']}"
         known = r["value"] is not None and r["value"] == r["value"]
-        points, interval = (f"{100 * r['value']:+.1f}", f"[{100 * r['low']:+.1f}, {100 * r['high']:+.1f}]") if known \
-            else ("–", "–")
+        points, low, high = _signed(r) if known else ("–", "", "")
+        interval = f"[{low}, {high}]" if known else "–"
         said.append({"model": r["model"], "reference": f"{r['reference']} ({r['against']})", "what": what,
                      "points": points, "interval": interval, "n_items": str(r["n_items"] or 0), "note": r["note"]})
     return said
+
+def _signed(row):
+    "A difference and its ends: percentage points, or those of the metric's own range, which the first one names."
+    own = scale(row["metric"])
+    value, low, high = (f"{row[k]:+.2f}" if own else f"{100 * row[k]:+.1f}" for k in ("value", "low", "high"))
+    return value + (f" of {own[1]:g}" if own else ""), low, high
 
 # %% ../nbs/86_closing.ipynb #c11
 @dataclass(frozen=True)
@@ -140,8 +146,8 @@ def attention(
     for r in rows:
         where, n = f"{r['benchmark']}, {r['model']}", sum(r[s] for s in COUNTED)
         if (by_budget := r["truncated"] - r["unasked"]) > 0.05 * n: # what was not asked is said apart
-            ends = " to ".join(f"{100 * r[k]:.1f}" for k in ("if_truncated_wrong", "if_truncated_right"))
-            known = f" ({ends} %)" if r["n_items"] else ""
+            ends = in_words(r["metric"], r["if_truncated_wrong"], r["if_truncated_right"])
+            known = f" ({ends}{'' if scale(r['metric']) else ' %'})" if r["n_items"] else ""
             cut.setdefault(where, []).append(f"{r['preset']} {by_budget} of {n}{known}")
         for why, few in _reasons(r, n): said.setdefault(why, []).append(f"{where}, {r['preset']}{few}")
     bounds = "in brackets the score if all of these were wrong, and right; a larger --answer-tok would tell"

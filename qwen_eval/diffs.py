@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from .errors import ConfigError
 from .layout import fact_lines, line_width
-from .metrics import metrics
+from .metrics import metrics, scale
 from .records import COUNTED
 from .runs import NOT_RESULTS, Run, open_run
 from .stats.paired import paired_difference
@@ -101,8 +101,10 @@ class Diff(dict):
 def _points(e):
     "A paired difference in words."
     if e["note"]: return f"none: {e['note']}"
-    span = f"{100 * e['low']:+.1f} to {100 * e['high']:+.1f}"
-    return f"{100 * e['value']:+.1f} points, {e['level']:.0%} interval {span} ({e['method']}, {e['n_items']} items)"
+    times, form = (1, "+.2f") if scale(e.get("metric")) else (100, "+.1f") # a judge's score is no share
+    value, low, high = (format(times * e[k], form) for k in ("value", "low", "high"))
+    span = f"{low} to {high}"
+    return f"{value} points, {e['level']:.0%} interval {span} ({e['method']}, {e['n_items']} items)"
 
 def _name(i): return _short(i["item_id"], 80) + (f" (epoch {i['epoch']})" if i["epoch"] else "")
 

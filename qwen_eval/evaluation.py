@@ -32,7 +32,7 @@ from .records import Completion
 from .requests import unasked
 from .runs import Run, items_of, open_run
 from .scorers.text import ScoreOptions
-from .scores import Beside, read_scores, score_run, settled, unscored
+from .scores import Beside, check_answers, read_scores, score_run, settled, unscored
 from .store import (RunWriter, Session, Stored, by_key, differences, environment, generate_stage,
                              n_answered, now,
                              read_completions, read_manifest, run_id, update_manifest)
@@ -325,6 +325,7 @@ def _asked_in(run, benchmark):
     asked = run.manifest["fingerprint"]
     found = items_of(run.manifest, benchmark)
     order = item_order(found.items, found.benchmark_id, asked["items"]["order_seed"])
+    check_answers(run.path, order)
     return msgspec.convert(asked["benchmark"]["declaration"], Variant), order
 
 # %% ../nbs/71_evaluate.ipynb #c34

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from .errors import ConfigError
 from .fetch import write_atomic
+from .metrics import in_words, scale
 
 # %% ../nbs/80_figures.ipynb #c05
 RC = {
@@ -100,6 +101,11 @@ def _group(row): return row["benchmark"], row.get("variant") or "", row.get("met
 
 def _number(x): return x if isinstance(x, (int, float)) and not math.isnan(x) else None
 
+def _at(row, x):
+    "Where a value stands, percent: a share as it is, any other score by its share of the metric's range."
+    low, high = scale(row.get("metric")) or (0.0, 1.0)
+    return 100 * (x - low) / (high - low)
+
 def _places(rows):
     places, heads, y, last = [], [], 0.0, None
     for row in rows:
@@ -110,11 +116,12 @@ def _places(rows):
 
 # %% ../nbs/80_figures.ipynb #c16
 def _frame(ax, rows, heads, bottom):
-    reached = [_number(r.get(k)) for r in rows for k in ("high", "value", "chance")]
-    top = max((100 * x for x in reached if x is not None), default=100)
+    reached = [_at(r, x) for r in rows for k in ("high", "value", "chance") if (x := _number(r.get(k))) is not None]
+    top = max(reached, default=100)
     ax.set_xlim(0, min(100, 10 * math.ceil((top + 2) / 10)))
     ax.set_ylim(bottom, -0.5); ax.set_yticks([])
-    ax.set_xlabel("score (%)", labelpad=2)
+    shares = not all(scale(r.get("metric")) for r in rows)
+    ax.set_xlabel("score (%)" if shares else "share of the range (%)", labelpad=2)
     ax.grid(axis="x"); ax.set_axisbelow(True)
     for side in ("left", "right", "top"): ax.spines[side].set_visible(False)
     for i, (y, row) in enumerate(heads):
@@ -122,7 +129,8 @@ def _frame(ax, rows, heads, bottom):
         end = heads[i + 1][0] - 0.7 if i + 1 < len(heads) else bottom
         chance = _number(row.get("chance"))
         if chance is None: continue
-        ax.plot([100 * chance] * 2, [y + 0.45, end], ls=(0, (1, 1.5)), lw=1.1, color="#777777", zorder=1, gid="chance")
+        dotted = {"ls": (0, (1, 1.5)), "lw": 1.1, "color": "#777777"}
+        ax.plot([_at(row, chance)] * 2, [y + 0.45, end], zorder=1, gid="chance", **dotted)
 
 def _looks(rows):
     import seaborn as sns
@@ -139,10 +147,11 @@ def _row(ax, row, y, looks):
         _write(ax, 0, y, 3, note, style="italic", color="#555555", fontsize=7)
         return
     if low is not None and high is not None:
-        ax.plot([100 * low, 100 * high], [y, y], color=colour, lw=1.5, solid_capstyle="butt", zorder=2, gid="interval")
+        ends = [_at(row, low), _at(row, high)]
+        ax.plot(ends, [y, y], color=colour, lw=1.5, solid_capstyle="butt", zorder=2, gid="interval")
     face = "white" if row["marks"] else colour
     look = {"marker": shape, "ms": 4.6, "mec": colour, "mew": 1.1, "mfc": face, "ls": "none", "clip_on": False}
-    ax.plot([100 * value], [y], zorder=3, gid="estimate", **look)
+    ax.plot([_at(row, value)], [y], zorder=3, gid="estimate", **look)
 
 def _write(ax, x, y, dx_pt, text, **look):
     where = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "annotation_clip": False}
@@ -171,8 +180,10 @@ def _labels(ax, rows, places, heads, signs):
 
 def _columns(row):
     value, low, high = (_number(row.get(k)) for k in ("value", "low", "high"))
-    ends = "" if low is None or high is None else f"[{100 * low:.1f}, {100 * high:.1f}]"
-    return "–" if value is None else f"{100 * value:.1f}", ends, f"{int(row.get('n_items') or 0):,}"
+    ends = "" if low is None or high is None else f"[{_plain_number(row, low)}, {_plain_number(row, high)}]"
+    return "–" if value is None else in_words(row.get("metric"), value), ends, f"{int(row.get('n_items') or 0):,}"
+
+def _plain_number(row, x): return in_words(row.get("metric"), x).partition(" ")[0]
 
 def _width_pt(ax, texts, size, **look):
     drawn = [ax.figure.text(0, 0, t, fontsize=size, **look) for t in texts]
@@ -184,6 +195,8 @@ def _notes(rows, n_chars):
     levels = sorted({r["level"] for r in rows if r.get("level")}) or [0.95]
     said = f"Bars: {', '.join(f'{100 * x:g} %' for x in levels)} interval."
     if any(_number(r.get("chance")) is not None for r in rows): said += " Dotted: chance."
+    for m, own in {m: own for r in rows if (own := scale(m := r.get("metric")))}.items():
+        said += f" {m}: from {own[0]:g} to {own[1]:g}, drawn by its share of that range."
     notes = [said, *(f"{sign} hollow: {text}." for sign, text in explain_marks(rows).values())]
     return [line for note in notes for line in textwrap.wrap(note, n_chars)]
 

@@ -221,10 +221,14 @@ def with_cards(
 ) -> Preset: # With the number of cards that hold one copy of the model
     "The preset for as many cards as the model takes; raises `ConfigError` for a number that cannot be."
     said = settings().engine.get("tensor_parallel") or "auto"
-    if preset.tensor_parallel_size > 1 or device.kind != "cuda": return preset
+    n = 0 if said == "auto" else _number("tensor_parallel", said) # read on every machine: a mistake is one everywhere
+    if preset.tensor_parallel_size > 1: return preset
+    if device.kind != "cuda":
+        if n > 1: raise ConfigError(f"tensor_parallel is {n}; there is no card here to divide a model over. "
+                                    "Possible here: 1, or auto.")
+        return preset
     heads = model.n_kv_heads or 1
-    if said != "auto":
-        n = _number("tensor_parallel", said)
+    if n:
         if n <= device.n_devices and not (heads % n and n % heads): return replace(preset, tensor_parallel_size=n)
         raise ConfigError(f"tensor_parallel is {n}; {model.id} has {heads} key/value heads and {device.n_devices} "
                           f"card{'s are' if device.n_devices > 1 else ' is'} visible. Possible here: "

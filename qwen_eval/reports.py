@@ -15,6 +15,7 @@ from typing import Any
 from .errors import ConfigError
 from .fetch import write_atomic
 from .figures import explain_marks, records
+from .metrics import in_words, scale
 
 # %% ../nbs/82_reports.ipynb #c05
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,8 @@ def shown(
     speed, seconds = (row.get(k) if row.get("engine") != "fake" else None for k in ("output_tok_s", "seconds"))
     return {
         "preset": row["preset"] + "".join(signs[m][0] for m in row.get("marks") or ()),
-        "score": "not scored" if _missing(value) else f"{100 * value:.1f}",
-        "interval": "–" if _missing(low) or _missing(high) else f"{100 * low:.1f} to {100 * high:.1f}",
+        "score": "not scored" if _missing(value) else in_words(row.get("metric"), value),
+        "interval": "–" if _missing(low) or _missing(high) else in_words(row.get("metric"), low, high),
         "n": _count(row.get("n_items")),
         "truncated": _count(row.get("truncated")),
         "no_answer": _count(row.get("no_answer")),
@@ -55,6 +56,8 @@ def shown(
     }
 
 def _missing(x): return x is None or x != x
+
+def _percent(row): return "" if scale(row.get("metric")) else " %"
 
 def _count(x): return "–" if _missing(x) else f"{int(x):,}"
 
@@ -66,7 +69,8 @@ def alt_text(
     said = []
     for r in records(rows):
         s = shown(r, explain_marks([r]))
-        numbers = s["score"] if _missing(r.get("value")) else f"{s['score']} % ({s['interval']}, n = {s['n']})"
+        told = f"{s['score']}{_percent(r)} ({s['interval']}, n = {s['n']})"
+        numbers = s["score"] if _missing(r.get("value")) else told
         said.append(f"{r['benchmark']}, {r['model']}, {r['preset']}: {numbers}")
     what = "one estimate with its interval" if len(said) == 1 else f"{len(said)} estimates with their intervals"
     return f"Forest plot of {what}. " + "; ".join(said) + "."
@@ -194,7 +198,7 @@ def _methods(rows):
     said = {}
     for r in rows:
         what = ", ".join(x for x in (r["benchmark"], r.get("metric"), r.get("variant")) if x)
-        chance = "–" if _missing(r.get("chance")) else f"{100 * r['chance']:.1f} %"
+        chance = "–" if _missing(r.get("chance")) else in_words(r.get("metric"), r["chance"]) + _percent(r)
         interval = f"{100 * (r.get('level') or 0.95):g} %, {r.get('method') or 'none'}"
         estimand = r.get("estimand") or "–"
         said[what, interval] = {"what": what, "interval": interval, "estimand": estimand, "chance": chance}

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 from .errors import ConfigError
+from .metrics import in_words
 from .records import STATUSES
 from .runs import Run, benchmark_label, list_runs, summary
 from .scores import read_scores
@@ -55,8 +56,9 @@ def _cells(r):
     def number(x, form): return "" if x is None or not math.isfinite(x) else format(x, form)
     judged, pretends = math.isfinite(r["value"]), r["engine"] == "fake" # whose speed says nothing
     return {"model": r["model"], "benchmark": f"{r['benchmark']} ({r['variant']}, {r['n_shot']}-shot)",
-            "preset": r["preset"], "metric": r["metric"], "%": number(100 * r["value"], ".1f") or "not scored",
-            f"{r['level']:.0%} interval": f"{100 * r['low']:.1f} to {100 * r['high']:.1f}" if judged else "",
+            "preset": r["preset"], "metric": r["metric"],
+            "%": in_words(r["metric"], r["value"]) if judged else "not scored",
+            f"{r['level']:.0%} interval": in_words(r["metric"], r["low"], r["high"]) if judged else "",
             "n": str(r["n_items"]) + (f" x {r['n_epochs']}" if r["n_epochs"] > 1 else ""),
             **{k.replace("_", " "): str(r[k] or "") for k in STATUSES[1:]},
             "verdicts not read": str(r.get("unread_verdicts") or ""),

@@ -16,9 +16,10 @@ from qwen_eval.datasets.all import benchmark
 from qwen_eval.datasets.base import load
 from qwen_eval.engines.base import FakeEngine
 from qwen_eval.errors import ConfigError, IntegrityError, UnknownNameError
-from qwen_eval.evaluation import evaluate
+from qwen_eval.evaluation import evaluate, rescore
 from qwen_eval.readings import measured, readings, readings_of
 from qwen_eval.records import Completion
+from qwen_eval.runs import Run
 from qwen_eval.scorers.text import score_items
 from qwen_eval.settings import settings
 from qwen_eval.stats.labels import error_rates, share_from_labels
@@ -374,3 +375,36 @@ def test_what_cannot_be_written_is_named_as_asked_for(tmp_path):
         with pytest.raises(OSError, match="Errno") as e: write_atomic(target, "text")
         assert e.value.filename == str(target) and e.value.filename2 is None and f".{target.name}." not in str(e.value)
     assert [p.name for p in tmp_path.iterdir()] == ["full"]
+
+
+def test_scores_without_completions_are_named_as_such(run):
+    file = run.path / "completions.jsonl"
+    whole = file.read_bytes()
+    for left, said in ((whole[:-20], "1 of 4 scores have no completion"), (b"", "4 of 4 scores have no completion"),
+                       (None, "4 of 4 scores have no completion")):
+        file.unlink()
+        if left is not None: file.write_bytes(left)
+        with pytest.raises(ConfigError, match=said): audit_run(run.path)
+        file.write_bytes(whole)
+    assert audit_run(run.path)["n"] == 4
+
+
+def test_answers_of_another_run_are_named(run, tmp_path):
+    other = evaluate("qwen3_8b", "arc_challenge", engine=FakeEngine("random"), source="specimen",
+                     runs=tmp_path / "other", progress=False)
+    (run.path / "completions.jsonl").write_bytes((other.path / "completions.jsonl").read_bytes())
+    for use in (audit_run, rescore):
+        with pytest.raises(IntegrityError, match=r"answer to item .*completions.jsonl is that of another run"):
+            use(run.path)
+
+
+def test_a_refused_rescore_leaves_scores_and_folder_as_they_were(run):
+    kept, file = run.scores, run.path / "completions.jsonl"
+    file.write_bytes(b"")
+    with pytest.raises(IntegrityError, match="4 scores and no answers"): rescore(run.path, progress=False)
+    file.unlink()
+    with pytest.raises(IntegrityError, match="4 scores and no answers"): rescore(run.path, progress=False)
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    (run.path / "manifest.json").write_text(json.dumps(manifest | {"shared": "without completions"}))
+    with pytest.raises(ConfigError, match="made to be shared"): rescore(run.path, progress=False)
+    assert not file.exists() and Run(run.path).scores.equals(kept)

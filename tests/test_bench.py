@@ -280,6 +280,24 @@ def test_the_command_asks_a_server(lab):
     assert "503 busy" in done.stderr
 
 
+def test_a_server_that_dies_midway_gives_no_saturation_point(lab):
+    how = ("--requests", "6", "--concurrency", "1,3", "--rate", "100", "--repeats", "1", "--warmup", "0")
+    with serving(Server(fail=lambda k: k > 8)) as url:
+        said = ask("--base-url", url, *how, status=1).stdout
+        kept = json.loads(ask("--base-url", url, *how, "--json", status=2).stdout or "null")
+    assert kept is None # by then it answers nothing
+    assert "Saturation (closed loop): 1 requests in flight" in said and "No rate was sustained" in said
+    assert "saturation point at 3 (4 of 6) requests in flight" in said and "at 100 (6 of 6) requests a second" in said
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_asked(lab):
+    (lab / "file").write_text("")
+    server = Server()
+    with serving(server) as url:
+        said = ask("--base-url", url, "--requests", "3", "--out", str(lab / "file" / "x"), status=2).stderr
+    assert "cannot be kept in" in said and not server.asked
+
+
 @pytest.mark.parametrize(("words", "reason"), [
     ((), "--base-url"), (("smollm2_135m", "--concurrency", "0"), "positive"), (("smollm2_135m", "--rate", "x"), "'x'"),
     (("smollm2_135m", "--engine-args", "[1]"), "JSON"), (("smollm_135m",), "smollm2_135m"),

@@ -2,8 +2,9 @@
 import html.parser
 import re
 
+from qwen_eval.closing import difference_text
 from qwen_eval.figures import forest, save_figure
-from qwen_eval.reports import Report, alt_text, write_report
+from qwen_eval.reports import Report, alt_text, shown, write_report
 
 ROWS = [
     {"benchmark": b, "model": "toy", "preset": p, "value": 0.4, "low": 0.3, "high": 0.5, "level": 0.95,
@@ -93,3 +94,20 @@ def test_the_speed_of_a_fake_engine_is_not_shown(tmp_path):
 def test_words_follow_the_number_of_estimates():
     assert alt_text(ROWS[:1]).startswith("Forest plot of one estimate with its interval.")
     assert alt_text(ROWS).startswith("Forest plot of 4 estimates with their intervals.")
+
+
+def test_a_score_of_a_judge_is_no_percentage():
+    row = {"model": "m", "benchmark": "mt_bench", "preset": "p", "metric": "judge_score", "value": 7.0, "low": 2.869,
+           "high": 9.447, "n_items": 3, "level": 0.95}
+    share = {**row, "benchmark": "gsm8k", "metric": "accuracy", "value": 0.7, "low": 0.4, "high": 0.9}
+    both = shown(row, {}), shown(share, {})
+    assert [s["score"] for s in both] == ["7.00 of 10", "70.0"]
+    assert [s["interval"] for s in both] == ["2.87 to 9.45 of 10", "40.0 to 90.0"]
+    assert "7.00 of 10 (2.87" in alt_text([row]) and "%" not in alt_text([row]) and "70.0 % (" in alt_text([share])
+    axes = forest([row, share]).axes[0]
+    places = [line.get_xdata()[0] for line in axes.lines if line.get_gid() == "estimate"]
+    assert [round(float(x), 6) for x in places] == [66.666667, 70.0] and axes.get_xlabel() == "score (%)"
+    steps = [{**r, "reference": "a", "against": "first", "note": "", "value": -0.5, "low": -1.0, "high": 0.25}
+             for r in (row, share)]
+    assert [(d["points"], d["interval"]) for d in difference_text(steps)] == [
+        ("-0.50 of 10", "[-1.00, +0.25]"), ("-50.0", "[-100.0, +25.0]")]

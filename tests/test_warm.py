@@ -252,6 +252,11 @@ def test_what_the_settings_say_of_cards_is_obeyed_or_refused_with_the_numbers(la
         with_cards(p, m, CARD, 4096)
     say(tensor_parallel="many")
     with pytest.raises(ConfigError, match="'many'"): with_cards(p, m, CARD, 4096)
+    for wrong in (0, -1, "x", 3):
+        say(tensor_parallel=wrong)
+        with pytest.raises(ConfigError, match=f"tensor_parallel is '?{wrong}'?;"): with_cards(p, m, CPU, 4096)
+    say(tensor_parallel=1)
+    assert with_cards(p, m, CPU, 4096) is p
     three = fit(m, replace(p, tensor_parallel_size=3), CARD, 4096)
     assert three.fits is False and "3 does not go into its 8 key/value heads" in three.message
 
