@@ -128,7 +128,7 @@ class AnthropicEngine(HttpEngine):
         info, can = as_engine(base_url, model)
         purse = Purse(budget_usd, budget_tok, prices)
         super().__init__(base_url, info, can, Key(key_env, needed=True), purse, **limits)
-        info.effective.update(concurrency=self.window, timeout_s=self.timeout_s, attempts=self.attempts)
+        info.effective.update(concurrency=self.concurrency, timeout_s=self.timeout_s, attempts=self.attempts)
         info.effective["thinking_tok"] = thinking_tok # part of every call, and of no request
 
     def headers(self): return {"x-api-key": self._key.read(), "anthropic-version": "2023-06-01"}

@@ -50,7 +50,8 @@ class Calls(SteppedEngine):
     "One request and its calls, whatever the server does."
     def __init__(self, url, info, capabilities, key, concurrency, timeout_s, attempts, patience_s, backoff_s, stream):
         if concurrency < 1 or attempts < 1: raise ConfigError("concurrency and attempts are at least 1.")
-        self.info, self.capabilities, self.window, self._key = info, capabilities, int(concurrency), key
+        self.info, self.capabilities, self.concurrency, self._key = info, capabilities, int(concurrency), key
+        self.window, self._gate = 2 * self.concurrency, asyncio.Semaphore(self.concurrency) # as many wait at the door
         self.timeout_s, self.attempts, self.patience_s, self.backoff_s = timeout_s, int(attempts), patience_s, backoff_s
         self.stream, self.n_calls, self._url, self._session, self._targets = stream, 0, url, None, {}
         self._calm_until, self._down_since, self._n_ok, self._n_refused = 0.0, None, 0, 0
@@ -195,8 +196,9 @@ class HttpEngine(Calls):
     async def _serve(self, ticket, request):
         n = self.worst(request) if self.purse.counts else None
         try:
-            if n: await self._afford(*n)
-            c = await self._answer(request)
+            async with self._gate:
+                if n: await self._afford(*n)
+                c = await self._answer(request)
             if n: self.purse.settle(*n, c)
             self._ready.append((ticket, c))
         except asyncio.CancelledError: raise
@@ -216,6 +218,7 @@ class HttpEngine(Calls):
             timer = self._loop.call_later(wait_s, lambda b: b.done() or b.set_result(None), self._bell)
             await self._bell
             timer.cancel()
+            if len(self._tasks) >= self.concurrency: await asyncio.sleep(0.004) # replies come together, doors open
         await asyncio.sleep(0)
 
     async def _leave(self, tasks):

@@ -180,7 +180,7 @@ class OpenAIEngine(HttpEngine):
             raise ConfigError(f"A server of kind {self.server.kind!r} takes no token ids; use the route 'chat'.")
         info, can = as_engine(self.server, model, route)
         super().__init__(base_url, info, can, key, Purse(budget_usd, budget_tok, prices), **limits)
-        info.effective.update(concurrency=self.window, timeout_s=self.timeout_s, attempts=self.attempts)
+        info.effective.update(concurrency=self.concurrency, timeout_s=self.timeout_s, attempts=self.attempts)
         if route == "chat": info.effective["thinking"] = thinking # part of every call, and of no request
         self._completions = route == "completions"
 
