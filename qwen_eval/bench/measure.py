@@ -152,7 +152,7 @@ class BenchResult(dict):
             if lost: said.append(f"Too many requests failed for a saturation point at {', '.join(lost)} {units[loop]}.")
             if at is None: said += [f"No rate was sustained ({loop} loop)."] * (loop == "open")
             else:
-                more = "" if at["reached"] else ", the largest load tried: it may hold more"
+                more = "" if at["reached"] else ", the largest load that held: it may hold more"
                 said.append(f"Saturation ({loop} loop): {at['load']:g} {units[loop]}, "
                             f"{at['output_tok_s']:,.0f} output tok/s{more}.")
         return " ".join(said)
