@@ -30,8 +30,8 @@ class UnknownNameError(QwenEvalError, KeyError):
         self.kind, self.name, self.known = kind, name, sorted(known, key=lambda k: ("/" in k, k)) # ids of the hub last
         super().__init__(kind, name, self.known, hint) # the constructor's own arguments, so that it survives pickling
         given = str(name).lower()
-        near = [k for k in self.known if given and k.lower().startswith(given)][:3]
-        near = near or difflib.get_close_matches(given, self.known, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(given, self.known, n=3, cutoff=0.5)
+        near += [k for k in self.known if len(given) > 2 and k.lower().startswith(given) and k not in near][:3]
         if near: tail = f"Did you mean {' or '.join(map(repr, near))}?"
         else: tail = f"Known: {', '.join(self.known[:20]) or 'none'}{' ...' if len(self.known) > 20 else ''}."
         said = repr(name) if len(str(name)) <= 100 else f"{str(name)[:60]!r}..."
