@@ -20,7 +20,6 @@ import io
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
-from bfcl_mutations import ODD, _one_flag, digest
+from bfcl_mutations import ODD, _one_flag, ask_other, digest
 
 FORMS = {"native": "hermes-calls", "native-llama": "llama-calls", "prompted": "prompted-calls",
          "prompted-tools": "prompted-calls"}
@@ -222,13 +221,7 @@ def comparable(messages, form):
 
 
 def judge(cases, python):
-    with tempfile.TemporaryDirectory() as d:
-        asked, said = Path(d) / "cases.jsonl", Path(d) / "verdicts.json"
-        asked.write_text("".join(json.dumps({"id": i.id, "form": f, "texts": t}) + "\n" for i, f, t in cases))
-        command = [python, __file__, "--judge", str(asked), str(said)]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
-        if done.returncode: raise SystemExit(f"{python} did not judge:\n{done.stderr[-3000:]}")
-        return json.loads(said.read_text())
+    return ask_other(__file__, ({"id": i.id, "form": f, "texts": t} for i, f, t in cases), python)
 
 
 def main():

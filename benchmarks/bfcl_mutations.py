@@ -252,15 +252,20 @@ def our_prompts(item):
     return [digest(list(bfcl_native(item).tools)), digest(turns)]
 
 
-def judge(cases, python):
+def ask_other(script, rows, python):
+    "Verdicts of a script's own `--judge` under the interpreter that holds bfcl-eval."
     with tempfile.TemporaryDirectory() as d:
         asked, said = Path(d) / "cases.jsonl", Path(d) / "verdicts.json"
-        asked.write_text("".join(json.dumps({"id": i.id, "category": i.stratum, "form": f, "text": t}) + "\n"
-                                 for i, f, t in cases))
-        command = [python, __file__, "--judge", str(asked), str(said)]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
-        if done.returncode: raise SystemExit(f"{python} did not judge:\n{done.stderr[-2000:]}")
+        asked.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        done = subprocess.run([python, script, "--judge", str(asked), str(said)], capture_output=True, text=True,
+                              env={**os.environ, "PYTHONPATH": ""})
+        if done.returncode: raise SystemExit(f"{python} did not judge:\n{done.stderr[-3000:]}")
         return json.loads(said.read_text())
+
+
+def judge(cases, python):
+    rows = ({"id": i.id, "category": i.stratum, "form": f, "text": t} for i, f, t in cases)
+    return ask_other(__file__, rows, python)
 
 
 def main():
