@@ -144,17 +144,60 @@ class Estimate:
     n_items: int = 0 # Items that count
     n_epochs: int = 1 # Repeats of each item
     n_clusters: int | None = None # Groups, where items are clustered
-    counts: dict[str, int] = field(default_factory=dict) # Scores per status
+    counts: dict[str, int] = field(default_factory=dict) # Scores per status, or pairs per outcome
     seed: int | None = None # Of the resampling, where there is any
+    se: float | None = None # Standard error of the value, where the method has one
+    df: float | None = None # Degrees of freedom, where the method has them
+    p_value: float | None = None # Of the null hypothesis that `how` names, two-sided unless it says otherwise
+    e_value: float | None = None # Evidence against the null that may be looked at any time; 1 is none
+    detail: dict[str, float] = field(default_factory=dict) # What else was found, such as an intraclass correlation
+    how: str = "" # The method in words, with its source, as a paper names it
+    scale: Literal["number", "share", "points"] = "number" # In print: as it is, as percent, as percentage points
 
     def __str__(self):
         if math.isnan(self.value): return f"not estimated (n={self.n_items})"
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n={self.n_items}, {self.method})"
+        said = [f"n={self.n_items}", self.method, *self._evidence()]
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] ({', '.join(said)})"
+
+    @property
+    def sentence(self) -> str: # One sentence
+        "What a paper says of it: value, interval, method, what was counted, and the p-value where there is one."
+        what = (self.metric or "value").replace("_", " ")
+        if math.isnan(self.value): return f"The {what} could not be estimated from {self.n_items:,} items."
+        value, low, high, unit = *map(self._printed, (self.value, self.low, self.high)), self._unit()
+        counted = [f"n = {self.n_items:,} items"] if self.n_items else []
+        counted += [f"{self.n_epochs} epochs"] if self.n_epochs > 1 else []
+        counted += [f"{self.n_clusters:,} clusters"] if self.n_clusters is not None else []
+        inside = [f"{100 * self.level:.4g} % interval {low} to {high}{unit}", self.how or self.method,
+                  ", ".join(counted), *self._evidence(" = ")]
+        return f"The {what} is {value}{unit} ({'; '.join(filter(None, inside))})."
+
+    def latex_row(self) -> str: # One row of a table, without the line break of the source
+        "Name, value, interval, items and p-value as cells of a LaTeX table."
+        name = (self.metric or "value").replace("_", r"\_")
+        value, low, high = (self._printed(x).replace("-", "$-$") for x in (self.value, self.low, self.high))
+        p = "--" if self.p_value is None else self._small(self.p_value).replace("<", "$<$")
+        return rf"{name} & {value} & [{low}, {high}] & {self.n_items} & {p} \\"
+
+    def _printed(self, x):
+        return f"{100 * x:.1f}" if self.scale != "number" else f"{x:.4g}"
+
+    def _unit(self): return {"number": "", "share": " %", "points": " points"}[self.scale]
+
+    def _evidence(self, equals="="):
+        p, e = self.p_value, self.e_value
+        said = [] if p is None else [f"p{'' if p < 0.001 else equals}{' ' * (p < 0.001)}{self._small(p)}"]
+        return said + ([] if e is None else [f"e{equals}{e:.3g}"])
+
+    @staticmethod
+    def _small(p): return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
     def _repr_html_(self):
         interval = f"[{self.low:.3f}, {self.high:.3f}]"
         cells = {"estimate": f"{self.value:.3f}", f"{100 * self.level:.4g}% interval": interval,
                  "n": self.n_items, "method": self.method, "metric": self.metric,
+                 **({} if self.p_value is None else {"p": self._small(self.p_value).replace("<", "&lt;")}),
+                 **({} if self.e_value is None else {"e": f"{self.e_value:.3g}"}),
                  **{k.replace("_", " "): v for k, v in self.counts.items() if v}}
         head = "".join(f"<th>{k}</th>" for k in cells)
         row = "".join(f"<td>{v}</td>" for v in cells.values())
