@@ -46,10 +46,12 @@ from qwen_eval.presets import engine_args, preset
 from qwen_eval.records import Request
 
 LIMITS = {"jobs": 360, "process": 200, "equal": 110, "hella": 240, "thinking": 520, "budget": 420, "inproc": 130} # s
-FULL = {"gsm": 660, "gsm_tok": 256, "gsm_shots": 8, "arc": 1172, "arc_shots": 6, "repeats": 3, "shared": 504,
+FULL = {"gsm": 660, "gsm_tok": 256, "gsm_shots": 8, "arc": 1172, "arc_shots": 6, "repeats": 3, "arc_repeats": 5,
+        "shared": 504,
         "kit": 600, "kit_plain": 150, "hella": 500, "hella_plain": 250, "hella_shots": 10, "check": 100,
         "context": 17408, "think": 300, "median": 2048, "p95": 8192, "cap": 16384, "budget": 4096, "after": 256}
-TINY = {"gsm": 24, "gsm_tok": 8, "gsm_shots": 2, "arc": 30, "arc_shots": 1, "repeats": 2, "shared": 56,
+TINY = {"gsm": 24, "gsm_tok": 8, "gsm_shots": 2, "arc": 30, "arc_shots": 1, "repeats": 2, "arc_repeats": 2,
+        "shared": 56,
         "kit": 4, "kit_plain": 1, "hella": 2, "hella_plain": 1, "hella_shots": 0, "check": 1, "context": 2048,
         "think": 10, "median": 32, "p95": 90, "cap": 128, "budget": 48, "after": 8}
 
@@ -199,7 +201,7 @@ def without_stats(b, engine, requests):
 
 
 def arc_like(b, engine):
-    for rep in range(b.n["repeats"]):
+    for rep in range(b.n["arc_repeats"]):
         how = arc_how(b.n, rep)
         b.bare("arc-like", engine, b.asked("arc_challenge", engine, **how)[1], rep)
         empty_cache(engine)
@@ -304,16 +306,16 @@ def think_how(n, cap):
 def by_item(plan, found): return {i.id: x for i, x in zip(plan.items, found, strict=False)}
 
 
-def thinking_like(b, engine):
+def thinking_like(b, engine, rep):
     how = think_how(b.n, b.n["cap"])
     plan, requests = b.asked("gsm8k", engine, **how)
     wanted = by_item(plan, lengths(b.n))
     def cut(r): return replace(r, max_tok=wanted[r.item_id])
     b.row("thinking-like", "lengths", median=statistics.median(wanted.values()), longest=max(wanted.values()),
           total=sum(wanted.values()), p95=sorted(wanted.values())[int(0.95 * len(wanted))])
-    b.bare("thinking-like", engine, list(map(cut, requests)), 0)
+    b.bare("thinking-like", engine, list(map(cut, requests)), rep)
     empty_cache(engine)
-    b.ours("thinking-like", engine, "gsm8k", 0, change=cut, **how)
+    b.ours("thinking-like", engine, "gsm8k", rep, change=cut, **how)
 
 
 def forced_end(b, engine, rep):
@@ -361,7 +363,7 @@ def process(b):
         warm(b, engine)
         for rep in range(b.n["repeats"]):
             b.ours("gsm8k-like", engine, "gsm8k", rep, side="process", **gsm_how(b.n, rep))
-        for rep in range(b.n["repeats"]):
+        for rep in range(b.n["arc_repeats"]):
             b.ours("arc-like", engine, "arc_challenge", rep, side="process", **arc_how(b.n, rep))
 
 
@@ -373,19 +375,25 @@ def equal(b):
 
 
 def thinking(b):
+    begin = time.perf_counter()
     with b.engine() as engine:
         warm(b, engine)
-        b.job(thinking_like, engine)
+        while_time(b, begin, thinking_like, engine)
 
 
 def budget(b):
     begin = time.perf_counter()
     with b.engine() as engine:
         warm(b, engine)
-        for rep in range(b.n["repeats"]):
-            started = time.perf_counter()
-            b.job(forced_end, engine, rep)
-            if time.perf_counter() + 1.1 * (time.perf_counter() - started) > begin + b.o.limit_s: break
+        while_time(b, begin, forced_end, engine)
+
+
+def while_time(b, begin, work, engine):
+    "Repeats, until another one would not end before the stage's limit."
+    for rep in range(b.o.first_rep, b.o.first_rep + b.n["repeats"]):
+        started = time.perf_counter()
+        b.job(work, engine, rep)
+        if time.perf_counter() + 1.1 * (time.perf_counter() - started) > begin + b.o.limit_s: break
 
 
 def inproc(b):
@@ -428,7 +436,7 @@ def conduct(options):
             ends[name] = "not begun, no time left"
             continue
         command = [sys.executable, __file__, options.model, "--stage", name, "--out", str(options.out),
-                   "--limit-s", str(limit_s)]
+                   "--limit-s", str(limit_s), "--first-rep", str(options.first_rep)]
         command += ["--small", options.small] if options.small else []
         command += ["--tiny"] if options.tiny else []
         begin = time.monotonic()
@@ -456,6 +464,7 @@ def main():
     ask.add_argument("--out", type=Path, default=Path("gpu_overhead"))
     ask.add_argument("--stages", nargs="+", choices=list(LIMITS), default=list(LIMITS))
     ask.add_argument("--total-s", type=float, default=3600, help="seconds of all stages together")
+    ask.add_argument("--first-rep", type=int, default=0, help="number of the first repeat of thinking and budget")
     ask.add_argument("--limit-s", type=float, help=argparse.SUPPRESS)
     ask.add_argument("--tiny", action="store_true", help="small numbers, weights as they lie there")
     ask.add_argument("--stage", choices=list(LIMITS), help=argparse.SUPPRESS)

@@ -24,7 +24,7 @@ from .judges.base import texts_hash
 from .judging import Jury, check_judge, judged_items, judgment_folder, jury_for, lenders, with_jury
 from .metering import Meter
 from .models import Model
-from .opening import afresh, ahead, at_need, check_before, check_engine, room_of
+from .opening import afresh, ahead, at_need, check_before, check_engine, room_of, settled_heap
 from .plans import Plan, fingerprint, plan_run, survey
 from .presets import Preset
 from .protocols import Protocol
@@ -213,6 +213,7 @@ def judge_answers(
     consult(plan, afresh(engine) if jury.protocol.dated else engine, progress)
 
 # %% ../nbs/71_evaluate.ipynb #c16
+@settled_heap()
 def evaluate(
     model: str | Path | Model, # A registered name, a checkpoint folder, or a `Model`
     benchmark: str | Benchmark, # A registered name, or a `Benchmark`

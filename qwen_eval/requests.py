@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby, islice
+from itertools import chain, groupby, islice, repeat
 from typing import Any
 from .datasets.declared import Benchmark, Variant
 from .errors import ConfigError
@@ -299,9 +299,10 @@ def build_requests(
     if variant.mode == "generate": protocol.sampling_of("") # what cannot be drawn is said at once
 
     def stream():
+        sizes = chain((32, 64, 128), repeat(256)) # the first soon, the others in larger batches
         for shots, group in groupby(items, shots_of):
             shown = [build(s) for s in shots]
-            while batch := list(islice(group, 256)):
+            while batch := list(islice(group, next(sizes))):
                 for draft in _drafts(batch, build, shown, variant, tokenizer, protocol.thinking, system):
                     request = _request(draft, variant, model, tokenizer, protocol, known)
                     for epoch in range(epochs): yield (request := sealed(request, epoch, protocol.seed))
