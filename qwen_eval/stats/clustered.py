@@ -15,16 +15,18 @@ from ..errors import ConfigError
 from ..records import Estimate
 from .results import check_level, usable
 
-# %% ../../nbs/62_stats.clustered.ipynb #n05a
+# %% ../../nbs/62_stats.clustered.ipynb #n05
 def numbered(
     labels: Sequence[Hashable] | None, # One for each item, shape (n_items,); None: each item its own
     n: int, # Items
     name: str = "clusters", # What they are, for the message
-) -> np.ndarray: # From 0, in the order in which they come, shape (n_items,), int
+) -> np.ndarray: # From 0, shape (n_items,), int; of a list in the order in which they come
     "Labels as numbers; raises `ConfigError` where there are more or fewer than items, or one is missing."
     if labels is None: return np.arange(n)
-    seen, labels = {}, list(labels)
+    fast = isinstance(labels, np.ndarray) and labels.ndim == 1 and labels.dtype.kind in "iuU"
+    seen, labels = {}, labels if fast else list(labels)
     if len(labels) != n: raise ConfigError(f"{len(labels)} {name} for {n} items; give one for each item.")
+    if fast: return np.unique(labels, return_inverse=True)[1]
     try:
         if any(x is None or x != x for x in labels):
             raise ConfigError(f"an item has no label among the {name}; one that stands alone gets a label of its own.")
