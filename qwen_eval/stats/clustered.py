@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from ..records import Estimate
 from .results import check_level, usable
 
-# %% ../../nbs/62_stats.clustered.ipynb #n05
+# %% ../../nbs/62_stats.clustered.ipynb #n05a
 def numbered(
     labels: Sequence[Hashable] | None, # One for each item, shape (n_items,); None: each item its own
     n: int, # Items
@@ -28,11 +28,12 @@ def numbered(
     if len(labels) != n: raise ConfigError(f"{len(labels)} {name} for {n} items; give one for each item.")
     if fast: return np.unique(labels, return_inverse=True)[1]
     try:
-        if any(x is None or x != x for x in labels):
-            raise ConfigError(f"an item has no label among the {name}; one that stands alone gets a label of its own.")
-        return np.array([seen.setdefault(x, len(seen)) for x in labels], int)
+        lone = sum(x is None or x != x for x in labels) # NaN differs from itself
+        codes = np.array([seen.setdefault(x, len(seen)) for x in labels], int)
     except (TypeError, ValueError):
         raise ConfigError(f"{name} are labels, texts or numbers, one for each item; not {labels[:2]}.") from None
+    if lone: raise ConfigError(f"{lone} items have no label among the {name}; give one that stands alone its own.")
+    return codes
 
 # %% ../../nbs/62_stats.clustered.ipynb #n06a
 def _answers(values, clusters, weights, kind, range):
