@@ -162,7 +162,7 @@ class Run(StoredRun):
 
     def estimate(
         self,
-        metric: str | None = None, # A measured metric; None is the primary one
+        metric: str | None = None, # A measured metric, `pass@k` or `pass^k`; None is the primary one
         level: float = 0.95, # Confidence level, fraction
         max_error_rate: float = 0.01, # Share of engine errors above which to refuse, fraction
     ) -> Estimate: # With counts of what became of the answers

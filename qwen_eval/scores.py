@@ -8,6 +8,7 @@ __all__ = ['score_frame', 'write_scores', 'read_scores', 'check_answers', 'unsco
 
 # %% ../nbs/69_scores.ipynb #c02
 import math
+import re
 import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
@@ -249,22 +250,24 @@ class Beside:
 # %% ../nbs/69_scores.ipynb #c22
 def weigh(
     frame, # As `score_frame` makes it
-    metric: str, # Id of a registered metric that was measured
+    metric: str, # Id of a registered metric that was measured, or `pass@k` or `pass^k` for a k up to the epochs
     level: float = 0.95, # Confidence level, fraction
     max_error_rate: float = 0.01, # Share of missing values (engine errors) above which to refuse, fraction
 ) -> Estimate: # NaN where nothing was judged
     "The estimate of a metric over scored items; raises `ConfigError` where it was not measured or too much is missing."
     from qwen_eval.metrics import metrics
     from qwen_eval.stats.intervals import estimate
-    m = metrics.get(metric)
+    of_k = None if metric in metrics else re.fullmatch(r"pass([@^])(\d+)(_\w+)?", metric)
+    m = metrics.get(f"pass@1{of_k[3] or ''}" if of_k else metric)
     if not {m.column, m.item_weight or m.column} <= {*frame.columns}:
         raise ConfigError(f"{metric!r} was not measured; there is {', '.join(measured(frame))}.")
     frame = _that_count(frame, m)
     known = frame.status.value_counts()
     counts = {s: int(known.get(s, 0)) for s in STATUSES}
     found = estimate(_matrix(frame, m.column), m.kind, m.range, level, max_error_rate, metric, m.estimand, counts)
+    if of_k: return _of_k(frame, m, found, int(of_k[2]), of_k[1] == "^")
     if m.weights: return _over_strata(frame, m, found)
-    return _by_item_weight(frame, m, found) if m.item_weight else found
+    return _over_clusters(frame, m, _by_item_weight(frame, m, found) if m.item_weight else found)
 
 def _that_count(frame, metric): # an answer that the engine could not make has no weight, and counts as missing
     if not metric.item_weight: return frame
@@ -285,6 +288,35 @@ def _matrix(frame, column): # shape (n_items, n_epochs), NaN where nothing was j
     return frame.assign(kept=kept).pivot(index="order", columns="epoch", values="kept").to_numpy(float)
 
 # %% ../nbs/69_scores.ipynb #c33
+def _grouped(frame, metric): # with `group`, and `part`: how much of its item an answer is; shape (n_judged, ...)
+    kept = frame[frame.status.isin(COUNTED) & frame[metric.column].notna()]
+    alone = "\0" + kept["order"].astype(str) # no cluster is called so
+    kept = kept.assign(group=alone.where(kept.cluster.fillna("") == "", kept.cluster))
+    if metric.item_weight and kept[metric.item_weight].nunique() > 1:
+        return kept[kept[metric.item_weight] > 0].assign(part=lambda f: f[metric.item_weight])
+    return kept.assign(part=1 / kept.groupby("order")["order"].transform("size"))
+
+def _with_ends(plain, e): # the value as it was, with another interval
+    names = ("low", "high", "method", "se", "df", "n_clusters", "detail", "how")
+    return replace(plain, **{name: getattr(e, name) for name in names})
+
+def _over_clusters(frame, metric, plain, shares=None):
+    "The same with its interval over clusters; as it is where each answer is a cluster of its own."
+    from qwen_eval.stats.clustered import clustered_mean, stratified_clustered
+    kept = _grouped(frame, metric)
+    if kept.group.nunique() == len(kept): return plain
+    how = {"kind": metric.kind if not metric.item_weight or metric.range != (0, 1) else "binary",
+           "range": metric.range, "level": plain.level}
+    values, part = kept[metric.column].to_numpy(float), kept.part.to_numpy(float)
+    if shares:
+        group = kept.stratum + "\0" + kept.group # those of one stratum
+        if group.groupby(kept.stratum).nunique().min() > 1:
+            return _with_ends(plain, stratified_clustered(values, kept.stratum, group, shares, part, **how))
+        part = part * kept.stratum.map(shares) / kept.part.groupby(kept.stratum).transform("sum")
+    icc = 1.0 if kept.group.nunique() == 1 else None # one cluster is worth one item
+    return _with_ends(plain, clustered_mean(values, kept.group, part, icc=icc, **how))
+
+# %% ../nbs/69_scores.ipynb #n30a
 def _over_strata(frame, metric, plain):
     "The same of the weighted mean of the strata; NaN where those that the metric wants are not all there."
     from qwen_eval.metrics import stratum_weights
@@ -293,9 +325,27 @@ def _over_strata(frame, metric, plain):
     by_stratum = {s: x.to_numpy(float) for s, x in means.groupby(level="stratum")}
     weights = stratum_weights.get(metric.weights)({s: len(x) for s, x in by_stratum.items()})
     value, low, high = stratified([by_stratum[s] for s in weights], list(weights.values()), metric.range, plain.level)
-    return replace(plain, value=value, low=low, high=high, method="wilson (stratified)" if weights else "none",
-                   estimand=metric.estimand, n_items=sum(len(by_stratum[s]) for s in weights))
+    found = replace(plain, value=value, low=low, high=high, method="wilson (stratified)" if weights else "none",
+                    estimand=metric.estimand, n_items=sum(len(by_stratum[s]) for s in weights))
+    return _over_clusters(frame[frame.stratum.isin({*weights})], metric, found, weights) if weights else found
 
+def _of_k(frame, metric, plain, k, every):
+    "pass@k or pass^k of answers that are right or wrong; items that lack some of k answers are left out."
+    from qwen_eval.stats.epochs import pass_from_counts
+    kept = _grouped(frame, metric)
+    if not kept[metric.column].isin((0, 1)).all():
+        raise ConfigError(f"{plain.metric} is of answers that are right or wrong; {metric.column!r} has other values.")
+    items = kept.groupby("order").agg(n=(metric.column, "size"), c=(metric.column, "sum"), group=("group", "first"))
+    enough = items[items.n >= k]
+    if not len(enough):
+        most = int(items.n.max()) if len(items) else 0
+        raise ConfigError(f"{plain.metric} needs {k} answers to an item; this run has {most}. Evaluate it with "
+                          f"epochs={k} or more, and a temperature above 0.")
+    alone = enough.group.nunique() == len(enough)
+    e = pass_from_counts(enough.n, enough.c, k, every, None if alone else enough.group, plain.level)
+    return replace(_with_ends(plain, e), value=e.value, n_items=len(enough), estimand=e.estimand)
+
+# %% ../nbs/69_scores.ipynb #n31
 def measured(frame):
     "Ids of the registered metrics that a table of scores holds beside its value."
     from qwen_eval.metrics import metrics, stratum_weights

@@ -165,10 +165,12 @@ def test_queries_without_distractors_are_counted_below_the_table(tmp_path, monke
 
 def test_ratio_metrics_count_calls():
     [item] = [i for i in load(toolllama, "specimen").items if i.id == "1"]
-    other = replace(item, id="x")
+    other = replace(item, id="x", cluster="of other candidates")
     texts = {"1": f'["{item.target[0]}"]', "x": '["a", "b", "c"]'}
     frame = table([item, other], lambda i: texts[i.id])
     assert weigh(frame, "valid_call_rate").value == 0.25 and weigh(frame, "valid_call_rate").method == "wilson (ratio)"
+    same = weigh(table([item, replace(other, cluster=item.cluster)], lambda i: texts[i.id]), "valid_call_rate")
+    assert same.value == 0.25 and same.n_clusters == 1 and same.high - same.low > 0.9 # one set of candidates tells little
     v = toolllama.variants["prompted"]
     said = [Completion(item_id=item.id, epoch=n, text=t) for n, t in enumerate((texts["1"], texts["x"], "No."))]
     frame = score_frame(score_items([(item, c) for c in said], v.score, v), {c.key: c for c in said}, [item])
