@@ -110,7 +110,7 @@ def _fleiss_counts(counts, margins):
         raise ConfigError("only one category is used: agreement beyond chance is not defined.")
     return x
 
-# %% ../../nbs/66_stats.agreement.ipynb #n15
+# %% ../../nbs/66_stats.agreement.ipynb #n15a
 def krippendorff_alpha(
     ratings: np.ndarray, # Numbers, NaN (or None) where a rater did not rate, shape (n_items, n_raters)
     kind: str = "nominal", # What ratings are: "nominal" names, "ordinal" ranks, "interval" numbers
@@ -132,8 +132,8 @@ def krippendorff_alpha(
     if se < 1e-9: low, high = _alike(value, both, n, kind, level)
     return Estimate(value=value, low=low, high=high, level=level, method="krippendorff alpha", n_items=n,
                     metric=f"alpha ({kind})", estimand="population of items and raters", df=n - 1.0,
-                    se=se if math.isfinite(se) else None, counts={"ratings": int(both.sum()), "items_left_out": n_rated - n},
-                    detail={"agreement": float(agreed.mean())},
+                    se=se if math.isfinite(se) else None, detail={"agreement": float(agreed.mean())},
+                    counts={"ratings": int(both.sum()), "items_left_out": n_rated - n},
                     how=f"Krippendorff's alpha for {kind} ratings, jackknife t interval over items")
 
 # %% ../../nbs/66_stats.agreement.ipynb #n16a
