@@ -31,12 +31,16 @@ def cohen_kappa(
     found = cohens_kappa(table, wt=None if weights == "none" else weights)
     value, se = float(found.kappa), math.sqrt(max(found.var_kappa, 0.0))
     low, high = value - q * se, value + q * se
-    if se < 1e-7: low, high = _from_share(table, weights, level) # all agree, or none
+    rare = len(table) == 2 and (table.sum(0) * table.sum(1)).min() < 5 * n
+    if rare or se < 1e-7: # else all agree, or none
+        ends = _from_share(table, weights, level)
+        low, high = (min(low, ends[0]), max(high, ends[1])) if rare else ends
     return Estimate(value=value, low=max(low, -1.0), high=min(high, 1.0), level=level, method="cohen kappa", n_items=n,
                     metric="kappa" if weights == "none" else f"kappa ({weights} weights)", se=se,
                     estimand="population of items, these two raters", p_value=float(found.pvalue_two_sided),
-                    how="Cohen's kappa, asymptotic interval of Fleiss, Cohen and Everitt (1969), test of no agreement "
-                        "beyond chance", counts={"agreed": agreed},
+                    how="Cohen's kappa, asymptotic interval of Fleiss, Cohen and Everitt (1969)"
+                        + (", widened to Wilson's of the agreement for rare labels" if rare else "")
+                        + ", test of no agreement beyond chance", counts={"agreed": agreed},
                     detail={"agreement": agreed / n, "se_null": float(found.std_kappa0), "z": float(found.z_value)})
 
 # %% ../../nbs/66_stats.agreement.ipynb #n05

@@ -260,7 +260,7 @@ def _mid_p(b, c):
     k, n = min(b, c), b + c
     return float(min(2 * binom.cdf(k, n, 0.5) - binom.pmf(k, n, 0.5), 1.0)) if n else 1.0
 
-# %% ../../nbs/66_stats.judges.ipynb #n34a
+# %% ../../nbs/66_stats.judges.ipynb #n34
 def length_controlled(
     preferences: np.ndarray, # 1 the model's answer wins, 0 it loses, or between, shape (n_items,)
     lengths: np.ndarray, # Of the model's answers, characters or tokens, shape (n_items,)
@@ -288,6 +288,7 @@ def length_controlled(
                     detail={"win_rate": float(y.mean()), "length_coefficient": float(beta[1])},
                     how="logistic regression on the difference of lengths, robust (HC1) delta-method interval")
 
+# %% ../../nbs/66_stats.judges.ipynb #n35a
 def _matched(y, *columns):
     found = [usable(c, "lengths or difficulties") for c in columns]
     if any(c.shape != y.shape for c in found):
