@@ -1,1 +1,1 @@
-"""Coverage and error rates of the statistics, by simulation: a module for each room, each with `rows`."""
+"""Simulations of coverage and error rates; each room has `rows(full=False)`, a list of dictionaries with the naive method beside."""
