@@ -90,7 +90,7 @@ class ScalingFit(Result):
                 f"Hoffmann et al. 2022): {said} ({level:.4g} % bootstrap intervals over {self.resampled}). It is not "
                 "known to hold beyond these sizes.")
 
-# %% ../../nbs/69_stats.powerlaw.ipynb #n11a
+# %% ../../nbs/69_stats.powerlaw.ipynb #n11
 def _fit(sizes, losses, rng, floor, huber, n_resamples, level):
     "Coefficients (n,), their transforms in every resample (n_resamples, n), and what else the result needs."
     x = np.log(sizes) # (n_terms, n_points)
@@ -130,7 +130,8 @@ def _result(formula, order, fit, sizes, losses, level, metric):
     (value,), drawn, kind, scatter = fit
     alpha, n, n_items = 1 - level, len(losses), losses.shape[1] if losses.ndim == 2 else 0
     half = float(t.isf(alpha / 2, max(n - len(value), 1))) * drawn.std(axis=0, ddof=1)
-    ends = [value - half, value + half] if kind == "residuals" else np.quantile(drawn, (alpha / 2, level + alpha / 2), 0)
+    ends = np.quantile(drawn, (alpha / 2, 1 - alpha / 2), axis=0)
+    if kind == "residuals": ends = [value - half, value + half]
     names, made = [k for k in ("E", "A", "B", "alpha", "beta") if k in order], {}
     for k, name in enumerate(names):
         def natural(x, log=name in ("E", "A", "B")):
