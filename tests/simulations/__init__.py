@@ -1,1 +1,1 @@
-"""Simulations of coverage and error rates; each room has `rows(full=False)`, a list of dictionaries with the naive method beside."""
+"""Coverage and error rates by simulation: each room has `rows(full=False)`, with the naive method beside."""
