@@ -277,8 +277,9 @@ def _by_item_weight(frame, metric, plain):
     if kept[metric.item_weight].nunique() < 2: return plain
     parts = kept.assign(part=kept[metric.column] * kept[metric.item_weight]).groupby("order")
     part, weight = parts[["part", metric.item_weight]].sum().to_numpy(float).T # (n_items,) each
-    value, low, high = ratio(part / weight, weight, metric.range, plain.level)
-    return replace(plain, value=value, low=low, high=high, method="wilson (ratio)")
+    found = ratio(part / weight, weight, metric.range, plain.level)
+    return replace(found, metric=plain.metric, estimand=plain.estimand, n_items=plain.n_items, n_epochs=plain.n_epochs,
+                   counts=plain.counts)
 
 def _matrix(frame, column): # shape (n_items, n_epochs), NaN where nothing was judged
     kept = frame[column].where(frame.status.isin(COUNTED))
@@ -292,9 +293,12 @@ def _over_strata(frame, metric, plain):
     means = frame[frame.status.isin(COUNTED)].groupby(["stratum", "order"])[metric.column].mean()
     by_stratum = {s: x.to_numpy(float) for s, x in means.groupby(level="stratum")}
     weights = stratum_weights.get(metric.weights)({s: len(x) for s, x in by_stratum.items()})
-    value, low, high = stratified([by_stratum[s] for s in weights], list(weights.values()), metric.range, plain.level)
-    return replace(plain, value=value, low=low, high=high, method="wilson (stratified)" if weights else "none",
-                   estimand=metric.estimand, n_items=sum(len(by_stratum[s]) for s in weights))
+    kept = {"metric": plain.metric, "estimand": metric.estimand, "n_epochs": plain.n_epochs, "counts": plain.counts}
+    if not weights:
+        return Estimate(value=math.nan, low=math.nan, high=math.nan, level=plain.level, method="none", **kept,
+                        how="not estimated: a stratum that the metric needs is missing")
+    found = stratified([by_stratum[s] for s in weights], list(weights.values()), metric.range, plain.level)
+    return replace(found, **kept)
 
 def measured(frame):
     "Ids of the registered metrics that a table of scores holds beside its value."
