@@ -317,8 +317,7 @@ def _weigh(kept, by, level):
                 for k in ("scored", "strict", "flexible")}
     if (verdicts["scored"] == verdicts["flexible"]).all(): del verdicts["flexible"]
     own = float(verdicts["scored"].mean())
-    low, high = wilson(own * n, n, level)
-    scored = Estimate(value=own, low=low, high=high, level=level, method="wilson", metric="scored", n_items=n)
+    scored = replace(wilson(own * n, n, level), metric="scored", counts={})
     def share(label, **kw): return share_from_labels(stratum, label, level=level, n_items=n, metric="corrected", **kw)
     here = asdict(share(y, population=False))
     return {"scored": asdict(scored), "corrected": asdict(share(y)), "on_these_items": here,

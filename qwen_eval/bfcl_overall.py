@@ -6,6 +6,7 @@
 __all__ = ['BFCL_PARTS', 'BfclScore', 'bfcl_score']
 
 # %% ../nbs/74_bfcl_overall.ipynb #c02
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,12 +52,13 @@ def bfcl_score(
         name = f"bfcl-{part}"
         sizes = {s: len(x) for s, (x, _) in means.items()}
         if name not in stratum_weights or not (wanted := stratum_weights.get(name)(sizes)): continue
-        value, low, high = stratified([means[s][0] for s in wanted], list(wanted.values()))
-        parts[part] = {"weight": BFCL_PARTS[part], "value": value, "low": low, "high": high,
+        e = stratified([means[s][0] for s in wanted], list(wanted.values()))
+        parts[part] = {"weight": BFCL_PARTS[part], "value": e.value, "low": e.low, "high": e.high,
                        "n_items": sum(len(means[s][0]) for s in wanted), "run": means[next(iter(wanted))][1]}
         weights |= {s: w * BFCL_PARTS[part] for s, w in wanted.items()}
     total = sum(weights.values())
-    ends = stratified([means[s][0] for s in weights], [w / total for w in weights.values()])
+    e = stratified([means[s][0] for s in weights], [w / total for w in weights.values()]) if weights else None
+    ends = (e.value, e.low, e.high) if e else (math.nan,) * 3
     return BfclScore(_name(parts), *ends, parts, tuple(p for p in BFCL_PARTS if p not in parts))
 
 def _by_category(frame):

@@ -18,7 +18,8 @@ from .metrics import metrics
 from .models import Model
 from .presets import Preset, memory_plan
 from .runs import Run, performance
-from .stats.intervals import quantile, wilson
+from .stats.intervals import wilson
+from .stats.rates import quantile
 
 # %% ../nbs/73_performance.ipynb #c05
 def inter_token(
@@ -62,10 +63,12 @@ def latencies(
     kept, found = frame[frame.status != "engine_error"], {}
     for column in ("queue_s", "ttft_s", "itl_s", "latency_s"):
         x = kept[column].dropna().to_numpy(float)
-        ends = {f"p{100 * q:g}": dict(zip(("value", "low", "high"), quantile(x, q, level), strict=True))
-                for q in QUANTILES} if len(x) else {}
+        ends = {f"p{100 * q:g}": _known(quantile(x, q, level)) for q in QUANTILES} if len(x) else {}
         found[column] = {"n": len(x), "mean": float(x.mean()), **ends} if len(x) else None
     return found
+
+def _known(e): # an end that the sample cannot tell is NaN
+    return {k: x if math.isfinite(x) else math.nan for k, x in (("value", e.value), ("low", e.low), ("high", e.high))}
 
 # %% ../nbs/73_performance.ipynb #c13
 def goodput(
@@ -85,8 +88,8 @@ def goodput(
     if not kept.any() or frame.loc[kept, timed].isna().any(axis=None): return None
     good = np.all([frame[k].fillna(0.0 if k == "itl_s" else math.inf) <= v for k, v in bounds.items()], axis=0) & kept
     n, n_good = len(frame), int(good.sum())
-    low, high = wilson(n_good, n, level)
-    return {"bounds": bounds, "n": n, "n_good": n_good, "share": n_good / n, "low": low, "high": high,
+    e = wilson(n_good, n, level)
+    return {"bounds": bounds, "n": n, "n_good": n_good, "share": n_good / n, "low": e.low, "high": e.high,
             "requests_s": seconds and n_good / seconds}
 
 # %% ../nbs/73_performance.ipynb #c15

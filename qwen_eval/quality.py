@@ -18,7 +18,8 @@ from .records import Estimate
 from .registry import Registry
 from .runs import Run, items_of, open_run
 from .similarity import corpus_parts, similarities
-from .stats.intervals import bootstrap_corpus, estimate
+from .stats.bootstrap import bootstrap_corpus
+from .stats.intervals import estimate
 from .surface import surfaces
 
 # %% ../nbs/74_quality.ipynb #c05
@@ -68,11 +69,11 @@ def _corpus(m, answers, references, groups, level, rng):
     kept = np.unique(groups[at], return_inverse=True)[1] if at else np.empty(0, int)
     items = np.zeros((int(kept.max()) + 1 if at else 0, parts.shape[1] if at else 1)) # (n_items, n_parts)
     if at: np.add.at(items, kept, parts)
-    value, low, high = bootstrap_corpus(items, figure, rng, level)
-    method = "none" if math.isnan(low) else "bootstrap (percentile)"
-    n_epochs = int(np.bincount(kept).max()) if at else 1
-    return Estimate(value=value, low=low, high=high, level=level, method=method, metric=m.id, n_items=len(items),
-                    n_epochs=n_epochs, estimand="figure of the population of items"), signature
+    if not at:
+        nothing = Estimate(value=math.nan, low=math.nan, high=math.nan, level=level, method="none", metric=m.id)
+        return nothing, signature
+    e = bootstrap_corpus(items, figure, rng, level, range=m.range)
+    return replace(e, metric=m.id, n_epochs=int(np.bincount(kept).max())), signature
 
 # %% ../nbs/74_quality.ipynb #c10
 def _chosen(metrics, references, known):

@@ -28,7 +28,7 @@ from qwen_eval.records import Completion, to_json
 from qwen_eval.scorers.text import score_items, scorers
 from qwen_eval.settings import settings
 from qwen_eval.similarity import corpus_figure, embed, encoder_folder, rouge_l, semantic, similarities, smoothed_bleu4
-from qwen_eval.stats.intervals import bootstrap_corpus
+from qwen_eval.stats.bootstrap import bootstrap_corpus
 from qwen_eval.surface import loops, refusals, repetition
 
 CHAT = benchmark("codet5").variants["chat"]
@@ -270,8 +270,8 @@ def test_the_bootstrap_covers():
     for _ in range(n):
         sizes = rng.integers(4, 12, 60)
         parts = np.stack([rng.binomial(sizes, 0.6), sizes], axis=1)
-        _, low, high = bootstrap_corpus(parts, lambda s: s[0] / s[1], rng, n_resamples=300)
-        hits += low <= 0.6 <= high
+        e = bootstrap_corpus(parts, lambda s: s[0] / s[1], rng, n_resamples=300)
+        hits += e.low <= 0.6 <= e.high
     assert 0.90 < hits / n < 0.98
 
 

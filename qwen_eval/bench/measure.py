@@ -22,7 +22,8 @@ from ..errors import ConfigError, IntegrityError
 from ..fetch import write_atomic
 from ..metering import Meter, add_up
 from ..plans import plan_run
-from ..stats.intervals import mean_t, quantile
+from ..stats.intervals import mean_t
+from ..stats.rates import quantile
 from ..store import environment, now
 
 # %% ../../nbs/79_bench.measure.ipynb #c05
@@ -75,13 +76,13 @@ def over_repeats(
     for name in names:
         values = [_get(s, name) for s in summaries]
         if not values or None in values: continue
-        low = high = None
-        method, (key, _, which) = "none", name.partition(".")
-        if len(values) > 1 and np.ptp(values): low, high, method = mean_t(values, (0, math.inf), level)
+        e, method, (key, _, which) = None, "none", name.partition(".")
+        if len(values) > 1 and np.ptp(values):
+            e = mean_t(values, (0, math.inf), level)
+            method = "t over repeats" if e.method == "t" else e.method
         elif which.startswith("p") and len(single.get(key, ())):
-            low, high = (None if math.isnan(x) else x for x in quantile(single[key], int(which[1:]) / 100, level)[1:])
-            method = "order statistics of one repeat"
-        method = "t over repeats" if method == "t" else method
+            e, method = quantile(single[key], int(which[1:]) / 100, level), "order statistics of one repeat"
+        low, high = (x if e and math.isfinite(x) else None for x in ((e.low, e.high) if e else (None, None)))
         found[name] = {"value": float(np.mean(values)), "low": low, "high": high, "method": method}
     return found
 

@@ -39,7 +39,7 @@ def share_from_labels(
     value = min(max(sum(w * p for w, p, _, _ in parts), 0.0), 1.0)
     if population:
         n = n_items or len(label)
-        parts.append((1.0, value, *wilson(value * n, n, level)))
+        parts.append((1.0, value, *_wilson(value * n, n, level)))
     low, high = (math.sqrt(sum((w * (e[k] - p)) ** 2 for w, p, *e in parts)) for k in (0, 1))
     return Estimate(value=value, low=max(value - low, 0.0), high=min(value + high, 1.0),
                     method="stratified wilson (MOVER)", **what)
@@ -47,7 +47,11 @@ def share_from_labels(
 def _ends(right, n, size, level): # Wilson's, at as many labels as an unlimited stratum would need
     if n == size: return right / n, right / n
     worth = n * (size - 1) / (size - n)
-    return wilson(right / n * worth, worth, level)
+    return _wilson(right / n * worth, worth, level)
+
+def _wilson(right, n, level):
+    e = wilson(right, n, level)
+    return e.low, e.high
 
 # %% ../../nbs/62_stats.labels.ipynb #c13
 def error_rates(
