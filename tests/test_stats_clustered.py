@@ -206,6 +206,13 @@ def test_the_bootstrap_agrees_with_the_formula():
     assert np.allclose((gap.low, gap.high), (paired.low, paired.high), atol=0.005)
 
 
+def test_the_bootstrap_divides_by_what_was_drawn():
+    "Two clusters, four equally likely resamples: 3/4, 1/2 and twice 4/6."
+    x, g = [1, 1, 1, 0, 1, 0], [0, 0, 0, 0, 1, 1]
+    e = cluster_bootstrap(x, g, rng=np.random.default_rng(1), n_resamples=4000)
+    assert np.isclose(e.se, np.std([3 / 4, 1 / 2, 4 / 6, 4 / 6]), rtol=0.05) and (e.low, e.high) == (1 / 2, 3 / 4)
+
+
 def test_regression_columns_and_levels():
     table = {"y": VALUE, "x": np.arange(32.0), "g": LABEL}
     fit, wide = clustered_regression(table, "y ~ x", "g"), clustered_regression(table, "y ~ x", LABEL, level=0.99)

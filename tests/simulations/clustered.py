@@ -159,7 +159,7 @@ def passes(kind, p, shape, icc, k, bound, n, rng):
 
 def rows(full=False): # list of dictionaries, one a line of the table
     "All settings; `full`: more than ten times the repetitions."
-    n, found = (20_000, []) if full else (1_250, [])
+    n, found = (20_000, []) if full else (1_100, [])
     few = n // 4 # of what costs more
     def rng(): return np.random.default_rng([6, len(found)])
     for kind in ("beta-binomial", "logit-normal"):
