@@ -50,7 +50,7 @@ def _binned(c, y, n_bins):
     mean = (np.bincount(at, x, n_bins)[full] / n[full] for x in (c, y))
     return full, n[full], *mean
 
-# %% ../../nbs/69_stats.calibration.ipynb #n05
+# %% ../../nbs/69_stats.calibration.ipynb #n05a
 @dataclass(frozen=True, kw_only=True)
 class Reliability(Result):
     "How often a model is right, by how sure it was; empty bins are left out."
@@ -70,7 +70,7 @@ class Reliability(Result):
         "What a paper says of the table."
         off = sum(not e.low <= c <= e.high for c, e in zip(self.confidence, self.correct, strict=True))
         return (f"In {off} of {len(self.lows)} bins the mean confidence lies outside the {100 * self.level:.4g} % "
-                f"Wilson interval of the share of right answers (by chance {100 - 100 * self.level:.3g} % would).")
+                f"Wilson interval of the share of right answers; by chance {100 - 100 * self.level:.3g} % of bins do.")
 
 # %% ../../nbs/69_stats.calibration.ipynb #n06
 def reliability(

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..records import Estimate
 from .results import Result, check_level, usable
 
-# %% ../../nbs/69_stats.powerlaw.ipynb #n05
+# %% ../../nbs/69_stats.powerlaw.ipynb #n05a
 def _curve(theta, x, floor):
     "ln of the law and its derivatives; theta (n_fits, n_coefficients): [ln E,] level and exponent of each term."
     m = len(x) # terms; x: centred logarithms of the sizes, shape (n_terms, n_points)
@@ -57,6 +57,7 @@ def _descend(theta, x, y, weights, floor, delta, tolerance=1e-9):
         if not len(active): break
     return theta, cost
 
+# %% ../../nbs/69_stats.powerlaw.ipynb #n06a
 def _starts(x, y, floor):
     "A grid over the share of E in the loss and over the exponents, shape (n_starts, n_coefficients)."
     rows, m = [], len(x)
