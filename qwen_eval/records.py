@@ -163,6 +163,7 @@ class Estimate:
     def sentence(self) -> str: # One sentence
         "What a paper says of it: value, interval, method, what was counted, and the p-value where there is one."
         what = (self.metric or "value").replace("_", " ")
+        if self.scale == "points" and "difference" not in what: what = f"difference in {what}"
         if math.isnan(self.value): return f"The {what} could not be estimated from {self.n_items:,} items."
         value, low, high, unit = *map(self._printed, (self.value, self.low, self.high)), self._unit()
         counted = [f"n = {self.n_items:,} items"] if self.n_items else []

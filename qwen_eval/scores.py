@@ -280,8 +280,9 @@ def _by_item_weight(frame, metric, plain):
     if kept[metric.item_weight].nunique() < 2: return plain
     parts = kept.assign(part=kept[metric.column] * kept[metric.item_weight]).groupby("order")
     part, weight = parts[["part", metric.item_weight]].sum().to_numpy(float).T # (n_items,) each
-    value, low, high = ratio(part / weight, weight, metric.range, plain.level)
-    return replace(plain, value=value, low=low, high=high, method="wilson (ratio)")
+    found = ratio(part / weight, weight, metric.range, plain.level)
+    return replace(found, metric=plain.metric, estimand=plain.estimand, n_items=plain.n_items, n_epochs=plain.n_epochs,
+                   counts=plain.counts)
 
 def _matrix(frame, column): # shape (n_items, n_epochs), NaN where nothing was judged
     kept = frame[column].where(frame.status.isin(COUNTED))
@@ -324,10 +325,13 @@ def _over_strata(frame, metric, plain):
     means = frame[frame.status.isin(COUNTED)].groupby(["stratum", "order"])[metric.column].mean()
     by_stratum = {s: x.to_numpy(float) for s, x in means.groupby(level="stratum")}
     weights = stratum_weights.get(metric.weights)({s: len(x) for s, x in by_stratum.items()})
-    value, low, high = stratified([by_stratum[s] for s in weights], list(weights.values()), metric.range, plain.level)
-    found = replace(plain, value=value, low=low, high=high, method="wilson (stratified)" if weights else "none",
-                    estimand=metric.estimand, n_items=sum(len(by_stratum[s]) for s in weights))
-    return _over_clusters(frame[frame.stratum.isin({*weights})], metric, found, weights) if weights else found
+    kept = {"metric": plain.metric, "estimand": metric.estimand, "n_epochs": plain.n_epochs, "counts": plain.counts}
+    if not weights:
+        return Estimate(value=math.nan, low=math.nan, high=math.nan, level=plain.level, method="none", **kept,
+                        how="not estimated: a stratum that the metric needs is missing")
+    found = stratified([by_stratum[s] for s in weights], list(weights.values()), metric.range, plain.level)
+    found = replace(found, **kept)
+    return _over_clusters(frame[frame.stratum.isin({*weights})], metric, found, weights)
 
 def _of_k(frame, metric, plain, k, every):
     "pass@k or pass^k of answers that are right or wrong; items that lack some of k answers are left out."
@@ -368,81 +372,3 @@ def truncation_bounds(
     for end in m.range if m.higher_is_better else m.range[::-1]:
         found.append(weigh(frame.assign(**{m.column: frame[m.column].mask(cut, end)}), metric, max_error_rate=1).value)
     return tuple(found)
-
-# %% ../nbs/69_scores.ipynb #c02
-import math
-import threading
-import time
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
-from .errors import ConfigError, IntegrityError, SandboxError
-from .fetch import write_atomic
-from .records import COUNTED, STATUSES, Completion, Estimate, Item, Score
-from .scorers.text import ScoreOptions, score_items
-from .store import Stored, environment, now, read_manifest, update_manifest
-
-# %% ../nbs/69_scores.ipynb #c22
-def weigh(
-    frame, # As `score_frame` makes it
-    metric: str, # Id of a registered metric that was measured
-    level: float = 0.95, # Confidence level, fraction
-    max_error_rate: float = 0.01, # Share of missing values (engine errors) above which to refuse, fraction
-) -> Estimate: # NaN where nothing was judged
-    "The estimate of a metric over scored items; raises `ConfigError` where it was not measured or too much is missing."
-    from qwen_eval.metrics import metrics
-    from qwen_eval.stats.intervals import estimate
-    m = metrics.get(metric)
-    if not {m.column, m.item_weight or m.column} <= {*frame.columns}:
-        raise ConfigError(f"{metric!r} was not measured; there is {', '.join(measured(frame))}.")
-    frame = _that_count(frame, m)
-    known = frame.status.value_counts()
-    counts = {s: int(known.get(s, 0)) for s in STATUSES}
-    found = estimate(_matrix(frame, m.column), m.kind, m.range, level, max_error_rate, metric, m.estimand, counts)
-    if m.weights: return _over_strata(frame, m, found)
-    return _by_item_weight(frame, m, found) if m.item_weight else found
-
-def _that_count(frame, metric): # an answer that the engine could not make has no weight, and counts as missing
-    if not metric.item_weight: return frame
-    return frame[frame.groupby("order")[metric.item_weight].transform("max") != 0] # of all its epochs
-
-def _by_item_weight(frame, metric, plain):
-    "The same as a ratio of sums, where items do not count the same."
-    from qwen_eval.stats.intervals import ratio
-    kept = frame[frame.status.isin(COUNTED)]
-    if kept[metric.item_weight].nunique() < 2: return plain
-    parts = kept.assign(part=kept[metric.column] * kept[metric.item_weight]).groupby("order")
-    part, weight = parts[["part", metric.item_weight]].sum().to_numpy(float).T # (n_items,) each
-    found = ratio(part / weight, weight, metric.range, plain.level)
-    return replace(found, metric=plain.metric, estimand=plain.estimand, n_items=plain.n_items, n_epochs=plain.n_epochs,
-                   counts=plain.counts)
-
-def _matrix(frame, column): # shape (n_items, n_epochs), NaN where nothing was judged
-    kept = frame[column].where(frame.status.isin(COUNTED))
-    return frame.assign(kept=kept).pivot(index="order", columns="epoch", values="kept").to_numpy(float)
-
-# %% ../nbs/69_scores.ipynb #c33
-def _over_strata(frame, metric, plain):
-    "The same of the weighted mean of the strata; NaN where those that the metric wants are not all there."
-    from qwen_eval.metrics import stratum_weights
-    from qwen_eval.stats.intervals import stratified
-    means = frame[frame.status.isin(COUNTED)].groupby(["stratum", "order"])[metric.column].mean()
-    by_stratum = {s: x.to_numpy(float) for s, x in means.groupby(level="stratum")}
-    weights = stratum_weights.get(metric.weights)({s: len(x) for s, x in by_stratum.items()})
-    kept = {"metric": plain.metric, "estimand": metric.estimand, "n_epochs": plain.n_epochs, "counts": plain.counts}
-    if not weights:
-        return Estimate(value=math.nan, low=math.nan, high=math.nan, level=plain.level, method="none", **kept,
-                        how="not estimated: a stratum that the metric needs is missing")
-    found = stratified([by_stratum[s] for s in weights], list(weights.values()), metric.range, plain.level)
-    return replace(found, **kept)
-
-def measured(frame):
-    "Ids of the registered metrics that a table of scores holds beside its value."
-    from qwen_eval.metrics import metrics, stratum_weights
-    def there(m):
-        if m.column == "value" or m.column not in frame or not frame[m.column].notna().any(): return False
-        if m.item_weight: return m.item_weight in frame and bool((frame[m.item_weight] > 0).any())
-        return not m.weights or bool(stratum_weights.get(m.weights)(frame.stratum.value_counts().to_dict()))
-    return [m.id for m in metrics if there(m)]
