@@ -2649,6 +2649,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'qwen_eval/stats/looks.py'),
                                        'qwen_eval.stats.looks.Boundaries.sentence': ( 'stats.looks.html#boundaries.sentence',
                                                                                       'qwen_eval/stats/looks.py'),
+                                       'qwen_eval.stats.looks._nodes': ('stats.looks.html#_nodes', 'qwen_eval/stats/looks.py'),
                                        'qwen_eval.stats.looks._repeated': ('stats.looks.html#_repeated', 'qwen_eval/stats/looks.py'),
                                        'qwen_eval.stats.looks.boundaries': ('stats.looks.html#boundaries', 'qwen_eval/stats/looks.py'),
                                        'qwen_eval.stats.looks.check_information': ( 'stats.looks.html#check_information',
