@@ -88,7 +88,7 @@ def parse_number(
 def _ratio(text):
     parts = text.split("/")
     if len(text) > 60 or len(parts) > 2 or any(len(p.lower().partition("e")[2]) > 4 for p in parts): raise ValueError
-    return Fraction(parts[0]) / Fraction(parts[1] if parts[1:] else 1)
+    return Fraction(parts[0]) / Fraction(parts[1]) if parts[1:] else Fraction(parts[0])
 
 # %% ../nbs/50_extract.ipynb #c18
 _STRICT = re.compile(r"#### (-?[0-9.,]{1,60})")

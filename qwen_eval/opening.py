@@ -80,6 +80,7 @@ def check_before(
 
 # %% ../nbs/70_opening.ipynb #c17
 HEAD, AHEAD = 256, 4096 # Requests looked at before the first is asked; built before they are taken up
+_PARCEL = 64 # Requests handed over together where nobody waits for one, so that the threads change places less
 
 def _length(r): return len(r.prompt_ids) + max(map(len, r.continuation_ids), default=0) + r.max_tok
 
@@ -91,17 +92,21 @@ class Ahead:
         engine: Engine, # Who shall be asked
     ):
         stream, room = plan.requests(plan.items[:plan.limit]), room_of(engine.info)
-        self.head, self._queue, self._left = list(islice(stream, HEAD)), queue.Queue(AHEAD), False
+        self.head, self._queue, self._left = list(islice(stream, HEAD)), queue.Queue(AHEAD // _PARCEL), False
         budget = output_budget(plan.variant, plan.protocol)
         self.fits = all(r.max_tok == budget and _length(r) <= (room or _length(r)) for r in self.head)
         self._work = lambda: self._build(stream, room, lambda r: check_engine(plan, engine, _length(r)))
 
     def _build(self, stream, room, check):
+        parcel = []
         try:
             for r in stream:
                 if room and _length(r) > room: check(r)
-                if not self._put(r): return
-            self._put(None)
+                parcel.append(r)
+                if len(parcel) < _PARCEL and not self._queue.empty(): continue
+                if not self._put(parcel): return
+                parcel = []
+            self._put(parcel) and self._put(None)
         except BaseException as e: self._put(e) # for the thread that asks
 
     def _put(self, x): # False where nobody waits for it any more
@@ -115,9 +120,9 @@ class Ahead:
         threading.Thread(target=self._work, daemon=True).start()
         try:
             yield from self.head
-            while (r := self._queue.get()) is not None:
-                if isinstance(r, BaseException): raise r
-                yield r
+            while (parcel := self._queue.get()) is not None:
+                if isinstance(parcel, BaseException): raise parcel
+                yield from parcel
         finally: self._left = True
 
 # %% ../nbs/70_opening.ipynb #c18
@@ -125,11 +130,13 @@ def ahead(
     plan: Plan, # What is to be asked
     engine: str | Engine | None, # A name, or an engine that runs
 ) -> Ahead | None: # None where all prompts have to be seen first
-    "The requests of a large new run on an engine that runs, where the first of them fit."
+    "The requests of a large new run on an engine that runs, here or behind an API, where the first of them fit."
     large = plan.limit * plan.epochs > HEAD and not (plan.path / "completions.jsonl").exists()
-    if not large or not hasattr(engine, "run") or plan.judge or plan.variant.follow_up: return None
-    check_engine(plan, engine, 0)
-    found = Ahead(plan, engine)
+    runs = hasattr(engine, "run") or plan.server is not None
+    if not large or not runs or plan.judge or plan.variant.follow_up: return None
+    with _opened(plan, engine, None, 0) as e:
+        check_engine(plan, e, 0)
+        found = Ahead(plan, e)
     return found if found.fits else None
 
 # %% ../nbs/70_opening.ipynb #c11
