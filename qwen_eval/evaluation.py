@@ -24,7 +24,7 @@ from .judges.base import texts_hash
 from .judging import Jury, check_judge, judged_items, judgment_folder, jury_for, lenders, with_jury
 from .metering import Meter
 from .models import Model
-from .opening import afresh, ahead, at_need, check_before, check_engine, room_of
+from .opening import afresh, ahead, at_need, check_before, check_engine, room_of, standing
 from .plans import Plan, fingerprint, plan_run, survey
 from .presets import Preset
 from .protocols import Protocol
@@ -252,6 +252,11 @@ def carry_out(
     judge_engine: str | Engine | None = None, # Who holds a judge that is another model
 ) -> None:
     "Ask what a plan misses, and score it; raises `QwenEvalError`."
+    alone = not (jury or plan.variant.judge)
+    with standing(plan, engine) if alone else contextlib.nullcontext(engine) as found:
+        _through(plan, jury, options, context_tok, progress, found, address, judge_engine)
+
+def _through(plan, jury, options, context_tok, progress, engine, address, judge_engine):
     begun = None if jury or plan.variant.judge else ahead(plan, engine)
     needed, hashes = (0, dict.fromkeys(plan.keys, "")) if begun else survey(plan, progress)
     have = Stored(plan.path / "completions.jsonl")
@@ -275,7 +280,7 @@ def carry_out(
                 if asked: _ask(plan, *own(), writer, asked, progress, beside, begun)
                 writer.sync() # no score outlives its answer
                 if jury and jury.shared: judge_answers(plan.path, writer.stored, jury, own, progress)
-            ready = beside.finish() if beside else ()
+            ready = beside.finish() if beside else None
         if jury and not jury.shared: _judged_by_another(plan, writer, jury, judge_engine, progress)
         items = judged_items(plan.path, plan.items, writer.stored, plan.variant)
         score_run(plan.path, plan.variant, items, writer.stored, options, progress, again=asked, ready=ready)
