@@ -33,9 +33,8 @@ from .requests import unasked
 from .runs import Run, items_of, open_run
 from .scorers.text import ScoreOptions
 from .scores import Beside, check_answers, read_scores, score_run, settled, unscored
-from .store import (RunWriter, Session, Stored, by_key, differences, environment, generate_stage,
-                             n_answered, now,
-                             read_completions, read_manifest, run_id, update_manifest)
+from .store import (RunWriter, Session, Stored, by_key, differences, environment, generate_stage, n_answered,
+                             now, read_completions, read_manifest, run_id, update_manifest)
 
 # %% ../nbs/71_evaluate.ipynb #c07
 def _missing(plan, hashes, stored):
@@ -236,8 +235,7 @@ def evaluate(
     if jury and engine_address and judge_engine is None and not jury.shared:
         jury = None # that engine stays: judged when it is closed
     options = ScoreOptions(allow_unsafe_code=allow_unsafe_code, n_workers=n_workers)
-    where = {"engine": engine, "address": engine_address, "judge_engine": judge_engine or engine}
-    carry_out(plan, jury, options, context_tok or 0, progress, **where)
+    carry_out(plan, jury, options, context_tok or 0, progress, engine, engine_address, judge_engine or engine)
     return Run(plan.path, None if limit is None else plan.limit)
 
 # %% ../nbs/71_evaluate.ipynb #c33
@@ -252,9 +250,7 @@ def carry_out(
     judge_engine: str | Engine | None = None, # Who holds a judge that is another model
 ) -> None:
     "Ask what a plan misses, and score it; raises `QwenEvalError`."
-    alone = not (jury or plan.variant.judge)
-    with standing(plan, engine) if alone else contextlib.nullcontext(engine) as found:
-        _through(plan, jury, options, context_tok, progress, found, address, judge_engine)
+    with standing(plan, engine) as e: _through(plan, jury, options, context_tok, progress, e, address, judge_engine)
 
 def _through(plan, jury, options, context_tok, progress, engine, address, judge_engine):
     begun = None if jury or plan.variant.judge else ahead(plan, engine)

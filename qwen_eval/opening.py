@@ -186,14 +186,14 @@ def _remembering(plan, engine, stack): # where the cache of answers is on
     if found is not engine: stack.callback(found.close)
     return found
 
-# %% ../nbs/70_opening.ipynb #n19
+# %% ../nbs/70_opening.ipynb #n19a
 @contextlib.contextmanager
 def standing(
     plan: Plan, # What is to be asked
     engine: str | Engine | None, # A name, or an engine that runs; None is that of the settings
 ) -> Iterator[str | Engine | None]: # One that runs, where it is behind an API and a large new run is planned
     "Open what costs nothing to open, so that prompts can be built while it is asked."
-    behind = plan.server is not None and not plan.judge and _is_large(plan)
+    behind = plan.server is not None and not (plan.judge or plan.variant.judge) and _is_large(plan)
     with _opened(plan, engine, None, 0) if behind else contextlib.nullcontext(engine) as found: yield found
 
 # %% ../nbs/70_opening.ipynb #c24

@@ -237,7 +237,7 @@ class HttpEngine(Calls):
             timer = self._loop.call_later(wait_s, lambda b: b.done() or b.set_result(None), self._bell)
             await self._bell
             timer.cancel()
-            if len(self._tasks) >= self.concurrency: await asyncio.sleep(0.004) # replies come together, doors open
+            if len(self._tasks) >= self.concurrency: await asyncio.sleep(0.002) # replies come together, doors open
         await asyncio.sleep(0)
 
     async def _leave(self, tasks):
