@@ -91,8 +91,7 @@ def _ask(plan, engine, start_s, writer, missing, progress, beside=None, begun=No
         raise KeyboardInterrupt(kept) from None
     finally:
         getattr(answers, "close", lambda: None)()
-        bar.close()
-        meter.close(); session.save()
+        bar.close(); meter.close(); session.save()
 
 # %% ../nbs/71_evaluate.ipynb #c11
 def _begin(plan, stored):
