@@ -46,7 +46,7 @@ from qwen_eval.presets import engine_args, preset
 from qwen_eval.records import Request
 
 LIMITS = {"jobs": 360, "process": 200, "equal": 110, "hella": 240, "thinking": 520, "budget": 420, "inproc": 130} # s
-FULL = {"gsm": 660, "gsm_tok": 256, "gsm_shots": 8, "arc": 1172, "arc_shots": 6, "repeats": 3, "arc_repeats": 5,
+FULL = {"gsm": 660, "gsm_tok": 256, "gsm_shots": 8, "arc": 1172, "arc_shots": 6, "repeats": 3, "arc_repeats": 12,
         "shared": 504,
         "kit": 600, "kit_plain": 150, "hella": 500, "hella_plain": 250, "hella_shots": 10, "check": 100,
         "context": 17408, "think": 300, "median": 2048, "p95": 8192, "cap": 16384, "budget": 4096, "after": 256}
@@ -204,9 +204,11 @@ def without_stats(b, engine, requests):
 def arc_like(b, engine):
     for rep in range(b.n["arc_repeats"]):
         how = arc_how(b.n, rep)
-        b.bare("arc-like", engine, b.asked("arc_challenge", engine, **how)[1], rep)
-        empty_cache(engine)
-        b.ours("arc-like", engine, "arc_challenge", rep, **how)
+        requests = b.asked("arc_challenge", engine, **how)[1]
+        for side in ("bare", "ours") if rep % 2 == 0 else ("ours", "bare"):
+            empty_cache(engine)
+            if side == "bare": b.bare("arc-like", engine, requests, rep)
+            else: b.ours("arc-like", engine, "arc_challenge", rep, **how)
 
 
 def kit_questions(n, n_shared, n_own, seed):
