@@ -1,6 +1,7 @@
 """Plans: edge inputs, other implementations, and the budget."""
 import math
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -138,6 +139,17 @@ def test_allocation_edges():
     assert allocate(sizes, 10, {"a": 0, "b": 0, "c": 0.5}).kept == (1, 2, 7)
     for given in (({}, 1), (sizes, 4), (sizes, 101), (sizes, 10, {"a": 1}), (sizes, 10, {"a": -1, "b": 0, "c": 0}),
                   (sizes, 10, {"a": math.nan, "b": 0, "c": 0}), (sizes, 10, None, "optimal")): refused(allocate, *given)
+
+
+def test_no_allocation_has_less_error():
+    rng = np.random.default_rng(2)
+    for _ in range(30):
+        sizes, sds = rng.integers(3, 12, 3), rng.uniform(0.05, 0.5, 3)
+        budget = int(rng.integers(6, sizes.sum()))
+        every = np.array([k for k in product(*(range(2, s + 1) for s in sizes)) if sum(k) == budget])
+        errors = ((sizes * sds) ** 2 * (1 / every - 1 / sizes)).sum(axis=1)
+        found = allocate(dict(zip("abc", sizes, strict=True)), budget, dict(zip("abc", sds, strict=True)))
+        assert np.isclose(found.se, errors.min() ** 0.5 / sizes.sum())
 
 
 def test_neyman_beats_proportional_where_strata_differ():

@@ -276,7 +276,7 @@ def plan_difference(
     return PowerPlan(asked="difference", design=design, n=n, difference=least(design), alpha=alpha, power=power,
                      between=_between(design, least))
 
-# %% ../../nbs/64_stats.power.ipynb #n29
+# %% ../../nbs/64_stats.power.ipynb #n29a
 def from_pilot(
     values: np.ndarray, # Of one model, shape (n_items,) or (n_items, n_epochs)
     reference: np.ndarray, # Of the other on the same items, with any number of epochs
@@ -301,6 +301,7 @@ def from_pilot(
     between = max(total - sum(v / k for v, k in zip(noise, epochs, strict=True)), 0.0)
     return PairedReal(item_variance=between, noise=noise, n_epochs=epochs, bounds=bounds)
 
+# %% ../../nbs/64_stats.power.ipynb #n30a
 def _means(x): return x if x.ndim == 1 else x.mean(axis=1)
 
 def _noise(x):
