@@ -2734,6 +2734,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'qwen_eval.stats.trends._either': ('stats.trends.html#_either', 'qwen_eval/stats/trends.py'),
                                         'qwen_eval.stats.trends._first_alarm': ( 'stats.trends.html#_first_alarm',
                                                                                  'qwen_eval/stats/trends.py'),
+                                        'qwen_eval.stats.trends._hermite': ('stats.trends.html#_hermite', 'qwen_eval/stats/trends.py'),
                                         'qwen_eval.stats.trends._limit': ('stats.trends.html#_limit', 'qwen_eval/stats/trends.py'),
                                         'qwen_eval.stats.trends._normal_scores': ( 'stats.trends.html#_normal_scores',
                                                                                    'qwen_eval/stats/trends.py'),
