@@ -1,0 +1,1 @@
+"""Coverage and error rates of statistical methods, one module a room: `rows(full)` gives the table."""
