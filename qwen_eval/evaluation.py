@@ -210,6 +210,10 @@ def judge_answers(
                                  "max_tok": plan.protocol.max_tok() if jury.protocol.mode == "generate" else None})
     consult(plan, afresh(engine) if jury.protocol.dated else engine, progress)
 
+def _judged_by_another(plan, writer, jury, engine, progress):
+    with at_need(jury.plan, engine, None, jury.context_tok(writer.stored, plan.path)) as theirs:
+        judge_answers(plan.path, writer.stored, jury, theirs, progress)
+
 # %% ../nbs/71_evaluate.ipynb #c16
 @settled_heap()
 def evaluate(
@@ -280,10 +284,6 @@ def _through(plan, jury, options, context_tok, progress, engine, address, judge_
         if jury and not jury.shared: _judged_by_another(plan, writer, jury, judge_engine, progress)
         items = judged_items(plan.path, plan.items, writer.stored, plan.variant)
         score_run(plan.path, plan.variant, items, writer.stored, options, progress, again=asked, ready=ready)
-
-def _judged_by_another(plan, writer, jury, engine, progress):
-    with at_need(jury.plan, engine, None, jury.context_tok(writer.stored, plan.path)) as theirs:
-        judge_answers(plan.path, writer.stored, jury, theirs, progress)
 
 # %% ../nbs/71_evaluate.ipynb #c24
 def rescore(
