@@ -98,21 +98,38 @@ def memory(folder, _, epochs=76, marks=(1_000, 10_000, 50_000, 100_000)):
             "rss_mib_peak": round(int(peak.split()[1]) / 1024, 1)}
 
 
-def bare(_, repeats, n=5000, concurrency=64):
-    "The same client without anything around it: requests a second."
-    async def main(url):
+def bare(_, repeats, n=5000):
+    "The clients without anything around them: requests a second, and of the ideal where answers take their time."
+    from qwen_eval.engines.http import _new_loop
+    from qwen_eval.engines.lines import Lines
+    body = json.dumps({"model": "m", "prompt": list(range(120)), "max_tokens": 256}).encode()
+    async def by_aiohttp(url, work):
         import aiohttp
-        body = json.dumps({"model": "m", "prompt": list(range(120)), "max_tokens": 256}).encode()
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-            left = iter(range(n))
+            async def ask():
+                async with session.post(f"{url}/completions", data=body) as r: await r.read()
+            return await work(ask)
+    async def by_lines(url, work):
+        lines = Lines(url, {"Content-Type": "application/json"}, 60)
+        return await work(lambda: lines.post("/completions", body))
+    def rate(client, loop, url, concurrency):
+        async def work(ask):
+            left, began = iter(range(n)), time.perf_counter()
             async def worker():
-                for _ in left:
-                    async with session.post(f"{url}/completions", data=body) as r: await r.read()
-            began = time.perf_counter()
+                for _ in left: await ask()
             await asyncio.gather(*(worker() for _ in range(concurrency)))
-            return n / (time.perf_counter() - began)
-    with Stub() as stub: found = [asyncio.run(main(stub.url)) for _ in range(repeats)]
-    return {"requests_s": [round(x) for x in found], "load": round(os.getloadavg()[0], 2)}
+            return round(n / (time.perf_counter() - began))
+        loop = loop()
+        try: return loop.run_until_complete(client(url, work))
+        finally: loop.close()
+    clients = {"aiohttp": (by_aiohttp, asyncio.new_event_loop), "aiohttp, our loop": (by_aiohttp, _new_loop),
+               "lines, our loop": (by_lines, _new_loop)}
+    found = {}
+    for ms, concurrency in ((0, 64), (50, 128)):
+        with Stub(ms) as stub:
+            found[f"{ms} ms, {concurrency} in flight"] = {
+                name: [rate(*how, stub.url, concurrency) for _ in range(repeats)] for name, how in clients.items()}
+    return {"requests_s": found, "load": round(os.getloadavg()[0], 2)}
 
 
 def main():

@@ -46,7 +46,7 @@ from qwen_eval.presets import engine_args, preset
 from qwen_eval.records import Request
 
 LIMITS = {"jobs": 360, "process": 200, "equal": 110, "hella": 240, "thinking": 520, "budget": 420, "inproc": 130} # s
-FULL = {"gsm": 660, "gsm_tok": 256, "gsm_shots": 8, "arc": 1172, "arc_shots": 6, "repeats": 3, "arc_repeats": 5,
+FULL = {"gsm": 660, "gsm_tok": 256, "gsm_shots": 8, "arc": 1172, "arc_shots": 6, "repeats": 3, "arc_repeats": 12,
         "shared": 504,
         "kit": 600, "kit_plain": 150, "hella": 500, "hella_plain": 250, "hella_shots": 10, "check": 100,
         "context": 17408, "think": 300, "median": 2048, "p95": 8192, "cap": 16384, "budget": 4096, "after": 256}
@@ -107,7 +107,8 @@ class Bench:
         return engine
 
     def job(self, work, *args):
-        "One job; what goes wrong is a row, and the next job goes on."
+        "One job, if it is wanted; what goes wrong is a row, and the next job goes on."
+        if self.o.only and work.__name__ not in self.o.only: return
         begin = time.perf_counter()
         try: work(self, *args)
         except Exception as e:
@@ -203,9 +204,11 @@ def without_stats(b, engine, requests):
 def arc_like(b, engine):
     for rep in range(b.n["arc_repeats"]):
         how = arc_how(b.n, rep)
-        b.bare("arc-like", engine, b.asked("arc_challenge", engine, **how)[1], rep)
-        empty_cache(engine)
-        b.ours("arc-like", engine, "arc_challenge", rep, **how)
+        requests = b.asked("arc_challenge", engine, **how)[1]
+        for side in ("bare", "ours") if rep % 2 == 0 else ("ours", "bare"):
+            empty_cache(engine)
+            if side == "bare": b.bare("arc-like", engine, requests, rep)
+            else: b.ours("arc-like", engine, "arc_challenge", rep, **how)
 
 
 def kit_questions(n, n_shared, n_own, seed):
@@ -361,10 +364,18 @@ def process(b):
     with EngineProcess("vllm", b.o.model, b.args(b.o.model), log_dir=b.o.out) as served, served.connect() as engine:
         b.row("start", "process", seconds=time.perf_counter() - begin, effective=engine.info.effective)
         warm(b, engine)
-        for rep in range(b.n["repeats"]):
-            b.ours("gsm8k-like", engine, "gsm8k", rep, side="process", **gsm_how(b.n, rep))
-        for rep in range(b.n["arc_repeats"]):
-            b.ours("arc-like", engine, "arc_challenge", rep, side="process", **arc_how(b.n, rep))
+        b.job(gsm8k_there, engine)
+        b.job(arc_there, engine)
+
+
+def gsm8k_there(b, engine):
+    for rep in range(b.n["repeats"]):
+        b.ours("gsm8k-like", engine, "gsm8k", rep, side="process", **gsm_how(b.n, rep))
+
+
+def arc_there(b, engine):
+    for rep in range(b.n["arc_repeats"]):
+        b.ours("arc-like", engine, "arc_challenge", rep, side="process", **arc_how(b.n, rep))
 
 
 def equal(b):
@@ -438,6 +449,7 @@ def conduct(options):
         command = [sys.executable, __file__, options.model, "--stage", name, "--out", str(options.out),
                    "--limit-s", str(limit_s), "--first-rep", str(options.first_rep)]
         command += ["--small", options.small] if options.small else []
+        command += ["--only", *options.only] if options.only else []
         command += ["--tiny"] if options.tiny else []
         begin = time.monotonic()
         with open(options.out / f"{name}.log", "w") as log:
@@ -466,6 +478,7 @@ def main():
     ask.add_argument("--total-s", type=float, default=3600, help="seconds of all stages together")
     ask.add_argument("--first-rep", type=int, default=0, help="number of the first repeat of thinking and budget")
     ask.add_argument("--limit-s", type=float, help=argparse.SUPPRESS)
+    ask.add_argument("--only", nargs="+", default=[], help="jobs of a stage, such as arc_like arc_there; default all")
     ask.add_argument("--tiny", action="store_true", help="small numbers, weights as they lie there")
     ask.add_argument("--stage", choices=list(LIMITS), help=argparse.SUPPRESS)
     options = ask.parse_args()

@@ -24,7 +24,7 @@ from .judges.base import texts_hash
 from .judging import Jury, check_judge, judged_items, judgment_folder, jury_for, lenders, with_jury
 from .metering import Meter
 from .models import Model
-from .opening import afresh, ahead, at_need, check_before, check_engine, room_of, settled_heap
+from .opening import afresh, ahead, at_need, check_before, check_engine, room_of, settled_heap, standing
 from .plans import Plan, fingerprint, plan_run, survey
 from .presets import Preset
 from .protocols import Protocol
@@ -33,9 +33,8 @@ from .requests import unasked
 from .runs import Run, items_of, open_run
 from .scorers.text import ScoreOptions
 from .scores import Beside, check_answers, read_scores, score_run, settled, unscored
-from .store import (RunWriter, Session, Stored, by_key, differences, environment, generate_stage,
-                             n_answered, now,
-                             read_completions, read_manifest, run_id, update_manifest)
+from .store import (RunWriter, Session, Stored, by_key, differences, environment, generate_stage, n_answered,
+                             now, read_completions, read_manifest, run_id, update_manifest)
 
 # %% ../nbs/71_evaluate.ipynb #c07
 def _missing(plan, hashes, stored):
@@ -92,8 +91,7 @@ def _ask(plan, engine, start_s, writer, missing, progress, beside=None, begun=No
         raise KeyboardInterrupt(kept) from None
     finally:
         getattr(answers, "close", lambda: None)()
-        bar.close()
-        meter.close(); session.save()
+        bar.close(); meter.close(); session.save()
 
 # %% ../nbs/71_evaluate.ipynb #c11
 def _begin(plan, stored):
@@ -212,6 +210,10 @@ def judge_answers(
                                  "max_tok": plan.protocol.max_tok() if jury.protocol.mode == "generate" else None})
     consult(plan, afresh(engine) if jury.protocol.dated else engine, progress)
 
+def _judged_by_another(plan, writer, jury, engine, progress):
+    with at_need(jury.plan, engine, None, jury.context_tok(writer.stored, plan.path)) as theirs:
+        judge_answers(plan.path, writer.stored, jury, theirs, progress)
+
 # %% ../nbs/71_evaluate.ipynb #c16
 @settled_heap()
 def evaluate(
@@ -237,8 +239,7 @@ def evaluate(
     if jury and engine_address and judge_engine is None and not jury.shared:
         jury = None # that engine stays: judged when it is closed
     options = ScoreOptions(allow_unsafe_code=allow_unsafe_code, n_workers=n_workers)
-    where = {"engine": engine, "address": engine_address, "judge_engine": judge_engine or engine}
-    carry_out(plan, jury, options, context_tok or 0, progress, **where)
+    carry_out(plan, jury, options, context_tok or 0, progress, engine, engine_address, judge_engine or engine)
     return Run(plan.path, None if limit is None else plan.limit)
 
 # %% ../nbs/71_evaluate.ipynb #c33
@@ -253,6 +254,9 @@ def carry_out(
     judge_engine: str | Engine | None = None, # Who holds a judge that is another model
 ) -> None:
     "Ask what a plan misses, and score it; raises `QwenEvalError`."
+    with standing(plan, engine) as e: _through(plan, jury, options, context_tok, progress, e, address, judge_engine)
+
+def _through(plan, jury, options, context_tok, progress, engine, address, judge_engine):
     begun = None if jury or plan.variant.judge else ahead(plan, engine)
     needed, hashes = (0, dict.fromkeys(plan.keys, "")) if begun else survey(plan, progress)
     have = Stored(plan.path / "completions.jsonl")
@@ -276,14 +280,10 @@ def carry_out(
                 if asked: _ask(plan, *own(), writer, asked, progress, beside, begun)
                 writer.sync() # no score outlives its answer
                 if jury and jury.shared: judge_answers(plan.path, writer.stored, jury, own, progress)
-            ready = beside.finish() if beside else ()
+            ready = beside.finish() if beside else None
         if jury and not jury.shared: _judged_by_another(plan, writer, jury, judge_engine, progress)
         items = judged_items(plan.path, plan.items, writer.stored, plan.variant)
         score_run(plan.path, plan.variant, items, writer.stored, options, progress, again=asked, ready=ready)
-
-def _judged_by_another(plan, writer, jury, engine, progress):
-    with at_need(jury.plan, engine, None, jury.context_tok(writer.stored, plan.path)) as theirs:
-        judge_answers(plan.path, writer.stored, jury, theirs, progress)
 
 # %% ../nbs/71_evaluate.ipynb #c24
 def rescore(

@@ -10,6 +10,7 @@ __all__ = ['extractors', 'strip_thinking', 'find_numbers', 'parse_number', 'stri
 import re
 import unicodedata
 from fractions import Fraction
+from functools import lru_cache
 from .prompts import letter_order
 from .records import Item
 from .registry import Registry
@@ -85,10 +86,11 @@ def parse_number(
         return _ratio(value) if len(words) == 1 else None
     except (ValueError, ZeroDivisionError): return None
 
+@lru_cache(maxsize=4096) # the gold answer comes again with each epoch, and with each answer that is right
 def _ratio(text):
     parts = text.split("/")
     if len(text) > 60 or len(parts) > 2 or any(len(p.lower().partition("e")[2]) > 4 for p in parts): raise ValueError
-    return Fraction(parts[0]) / Fraction(parts[1] if parts[1:] else 1)
+    return Fraction(parts[0]) / Fraction(parts[1]) if parts[1:] else Fraction(parts[0])
 
 # %% ../nbs/50_extract.ipynb #c18
 _STRICT = re.compile(r"#### (-?[0-9.,]{1,60})")

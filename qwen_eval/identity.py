@@ -9,7 +9,7 @@ __all__ = ['request_seed', 'prompt_hash', 'sealed']
 import hashlib
 import json
 import struct
-from dataclasses import fields, replace
+from dataclasses import fields
 from .records import Request, Sampling
 
 # %% ../nbs/30_identity.ipynb #c34
@@ -50,6 +50,7 @@ def sealed(
     drawn = request_seed(seed, request.item_id, epoch) if request.sampling.temperature > 0 else None
     if request.epoch == epoch and request.prompt_hash and request.seed == drawn: return request
     same = bool(request.prompt_hash) and request.seed == drawn # nothing is drawn: all epochs are asked the same
-    request = replace(request, epoch=epoch, seed=drawn, prompt_hash=request.prompt_hash if same else "")
-    if not same: request.__dict__["prompt_hash"] = prompt_hash(request) # nobody else holds it yet
-    return request
+    found = object.__new__(Request) # as `replace` makes it, for a sixth of the time
+    found.__dict__.update(request.__dict__, epoch=epoch, seed=drawn)
+    if not same: found.__dict__["prompt_hash"] = prompt_hash(found) # nobody else holds it yet
+    return found

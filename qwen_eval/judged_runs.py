@@ -28,7 +28,7 @@ from .models import model as find_model
 from .opening import afresh
 from .records import Estimate, Item
 from .runs import Run, benchmark_label, items_of, open_run
-from .scores import weigh
+from .weighing import weigh
 from .settings import expand
 from .stats.intervals import estimate
 from .store import read_manifest

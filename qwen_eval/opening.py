@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LARGE', 'HEAD', 'AHEAD', 'room_of', 'check_engine', 'check_before', 'settled_heap', 'Ahead', 'ahead', 'at_need',
-           'afresh']
+           'standing', 'afresh']
 
 # %% ../nbs/70_opening.ipynb #c02
 import contextlib
@@ -90,6 +90,7 @@ def settled_heap() -> Iterator[None]: # Also a decorator
 
 # %% ../nbs/70_opening.ipynb #c17
 LARGE, HEAD, AHEAD = 256, 32, 4096 # Runs of more requests; looked at before the first is asked; built ahead
+_PARCEL = 64 # Requests handed over together where nobody waits for one, so that the threads change places less
 
 def _length(r): return len(r.prompt_ids) + max(map(len, r.continuation_ids), default=0) + r.max_tok
 
@@ -101,17 +102,21 @@ class Ahead:
         engine: Engine, # Who shall be asked
     ):
         stream, room = plan.requests(plan.items[:plan.limit]), room_of(engine.info)
-        self.head, self._queue, self._left = list(islice(stream, HEAD)), queue.Queue(AHEAD), False
+        self.head, self._queue, self._left = list(islice(stream, HEAD)), queue.Queue(AHEAD // _PARCEL), False
         budget = output_budget(plan.variant, plan.protocol)
         self.fits = all(r.max_tok == budget and _length(r) <= (room or _length(r)) for r in self.head)
         self._work = lambda: self._build(stream, room, lambda r: check_engine(plan, engine, _length(r)))
 
     def _build(self, stream, room, check):
+        parcel = []
         try:
             for r in stream:
                 if room and _length(r) > room: check(r)
-                if not self._put(r): return
-            self._put(None)
+                parcel.append(r)
+                if len(parcel) < _PARCEL and not self._queue.empty(): continue
+                if not self._put(parcel): return
+                parcel = []
+            self._put(parcel) and self._put(None)
         except BaseException as e: self._put(e) # for the thread that asks
 
     def _put(self, x): # False where nobody waits for it any more
@@ -125,19 +130,20 @@ class Ahead:
         threading.Thread(target=self._work, daemon=True).start()
         try:
             yield from self.head
-            while (r := self._queue.get()) is not None:
-                if isinstance(r, BaseException): raise r
-                yield r
+            while (parcel := self._queue.get()) is not None:
+                if isinstance(parcel, BaseException): raise parcel
+                yield from parcel
         finally: self._left = True
 
 # %% ../nbs/70_opening.ipynb #c18
+def _is_large(plan): return plan.limit * plan.epochs > LARGE and not (plan.path / "completions.jsonl").exists()
+
 def ahead(
     plan: Plan, # What is to be asked
     engine: str | Engine | None, # A name, or an engine that runs
 ) -> Ahead | None: # None where all prompts have to be seen first
     "The requests of a large new run on an engine that runs, where the first of them fit."
-    large = plan.limit * plan.epochs > LARGE and not (plan.path / "completions.jsonl").exists()
-    if not large or not hasattr(engine, "run") or plan.judge or plan.variant.follow_up: return None
+    if not _is_large(plan) or not hasattr(engine, "run") or plan.judge or plan.variant.follow_up: return None
     check_engine(plan, engine, 0)
     found = Ahead(plan, engine)
     return found if found.fits else None
@@ -189,6 +195,16 @@ def _remembering(plan, engine, stack): # where the cache of answers is on
     found = with_cache(engine, {k: v for k, v in model.items() if k != "id"} if model["revision"] else model)
     if found is not engine: stack.callback(found.close)
     return found
+
+# %% ../nbs/70_opening.ipynb #n19a
+@contextlib.contextmanager
+def standing(
+    plan: Plan, # What is to be asked
+    engine: str | Engine | None, # A name, or an engine that runs; None is that of the settings
+) -> Iterator[str | Engine | None]: # One that runs, where it is behind an API and a large new run is planned
+    "Open what costs nothing to open, so that prompts can be built while it is asked."
+    behind = plan.server is not None and not (plan.judge or plan.variant.judge) and _is_large(plan)
+    with _opened(plan, engine, None, 0) if behind else contextlib.nullcontext(engine) as found: yield found
 
 # %% ../nbs/70_opening.ipynb #c24
 def afresh(

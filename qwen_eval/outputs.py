@@ -25,7 +25,8 @@ from .layout import Facts
 from .prompts import letter_order
 from .records import STATUSES, Completion, Continuation, Item, to_json
 from .scorers.text import ScoreOptions, score_items
-from .scores import measured, score_frame, weigh
+from .scores import score_frame
+from .weighing import measured, weigh
 from .settings import expand
 from .sources import unpack
 

@@ -18,7 +18,8 @@ from .layout import fact_lines, line_width, shortened
 from .metering import add_up
 from .prompts import letter_order
 from .records import COUNTED, STATUSES, Completion, Estimate
-from .scores import measured, read_scores, truncation_bounds, weigh
+from .scores import read_scores
+from .weighing import measured, truncation_bounds, weigh
 from .settings import expand, settings
 from .store import by_key, read_completions, read_manifest
 

@@ -2,6 +2,7 @@
 import asyncio
 import itertools
 import json
+import sys
 import threading
 import time
 from collections import Counter
@@ -46,6 +47,7 @@ class Server:
         app.router.add_get("/v1/models", self.models)
         app.router.add_post("/v1/chat/completions", self.chat)
         app.router.add_post("/v1/messages", self.chat)
+        app.router.add_post("/v1/moved/chat/completions", self.chat)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", self.port, reuse_address=True)
@@ -101,7 +103,11 @@ class Server:
         if mood == "nonsense": data = data[:-9]
         if mood == "shape": data = b'{"choices": []}'
         if mood == "empty": data = b""
-        if mood != "cut": return web.Response(body=data, content_type="application/json")
+        if mood == "moved": raise web.HTTPTemporaryRedirect("/v1/moved/chat/completions")
+        whole = web.Response(body=data, content_type="application/json")
+        if mood == "zipped": whole.enable_compression(web.ContentCoding.gzip)
+        if mood == "chunked": whole.enable_chunked_encoding()
+        if mood != "cut": return whole
         cut = web.StreamResponse(headers={"Content-Length": str(len(data))})
         await cut.prepare(request)
         await cut.write(data[:40])
@@ -149,6 +155,20 @@ def test_a_server_that_misbehaves(tmp_path, capfd):
         assert max(said.values()) == 4 and server.keys == {f"Bearer {SECRET}"}
     assert_no_key(tmp_path)
     assert SECRET not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("mood, calls", [("", 1), ("chunked", 1), ("zipped", 2), ("moved", 3)])
+def test_a_reply_beyond_plain_lines_is_left_to_a_general_client(mood, calls):
+    ask = Request(item_id="1", messages=({"role": "user", "content": "What is 1 + 1?"},))
+    before = sys.getswitchinterval()
+    with Server(lambda i, n: mood if n < calls or calls == 1 else "") as server, \
+            OpenAIEngine(server.url, "mine-1", backoff_s=0.02) as engine:
+        found = [*engine.run([ask])]
+        assert [(c.text, c.n_attempts) for c in found] == [("It is \\boxed{2}.", min(calls, 2))]
+        assert server.heard[1] == calls and server.keys == {f"Bearer {SECRET}"}
+        assert bool(engine._session) == (calls > 1) # lines are not tried again
+        engine.close()
+    assert sys.getswitchinterval() == before
 
 
 def test_what_never_works_is_an_error_with_its_reason_and_is_asked_again(tmp_path):

@@ -34,8 +34,9 @@ from qwen_eval.protocols import protocol
 from qwen_eval.records import Completion, Item, Score
 from qwen_eval.requests import build_requests
 from qwen_eval.scorers.bfcl import Rules, _short, bfcl_scorer, wrong_call
-from qwen_eval.scores import measured, score_frame, weigh
+from qwen_eval.scores import score_frame
 from qwen_eval.sources import unpack
+from qwen_eval.weighing import measured, weigh
 
 ROOT = Path(__file__).parents[1]
 FORMS = ("native", "native-llama", "prompted")

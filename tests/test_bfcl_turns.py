@@ -33,7 +33,7 @@ from qwen_eval.records import Completion
 from qwen_eval.requests import build_requests
 from qwen_eval.sandbox import available
 from qwen_eval.scorers.text import ScoreOptions, batch_scorers
-from qwen_eval.scores import measured, weigh
+from qwen_eval.weighing import measured, weigh
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = benchmark("bfcl_multi_turn")

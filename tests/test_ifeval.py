@@ -19,8 +19,9 @@ from qwen_eval.instructions import checkers, follows, loosened, sentences, token
 from qwen_eval.models import Model
 from qwen_eval.records import Completion
 from qwen_eval.scorers.text import score_items
-from qwen_eval.scores import score_frame, weigh
+from qwen_eval.scores import score_frame
 from qwen_eval.stats.intervals import ratio
+from qwen_eval.weighing import weigh
 
 MIB = 1 << 20
 VERDICTS = [ # those of lm-evaluation-harness 0.4.13, an answer each: followed strictly (s), only loosely (l), not at all (.)

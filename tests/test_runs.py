@@ -19,7 +19,7 @@ from qwen_eval.models import Model
 from qwen_eval.prompts import letter_order
 from qwen_eval.records import Completion, Continuation, Item, Score, to_json
 from qwen_eval.runs import describe, list_runs, open_run, summary
-from qwen_eval.scores import score_frame, weigh, write_scores
+from qwen_eval.scores import score_frame, write_scores
 from qwen_eval.store import (
     RunWriter,
     Session,
@@ -32,6 +32,7 @@ from qwen_eval.store import (
     update_manifest,
 )
 from qwen_eval.tables import item_table, markdown_table, query, run_table, show_table
+from qwen_eval.weighing import weigh
 
 TOY = Model(id="toy", context_tok=8192)
 SAID = [Completion(item_id="q0", text="18"), Completion(item_id="q1", text="zwölf \u2028 \x00 \ud83d", n_output_tok=3),

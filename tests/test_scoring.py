@@ -18,7 +18,8 @@ from qwen_eval.prompts import letter_order
 from qwen_eval.records import Completion, Continuation, Item
 from qwen_eval.scorers.code import python_tests
 from qwen_eval.scorers.text import ScoreOptions, score_items
-from qwen_eval.scores import score_frame, weigh
+from qwen_eval.scores import score_frame
+from qwen_eval.weighing import weigh
 
 DATA = os.environ.get("QWEN_EVAL_DATA")
 PUBLISHED = Path(os.environ.get("QWEN_EVAL_PUBLISHED") or (Path(DATA).parent / "published" if DATA else "published"))

@@ -13,7 +13,7 @@ from qwen_eval.evaluation import evaluate
 from qwen_eval.models import Model
 from qwen_eval.records import Estimate, Item, Score, from_json, to_json
 from qwen_eval.runs import Run
-from qwen_eval.scores import score_frame, weigh
+from qwen_eval.scores import score_frame
 from qwen_eval.stats.clustered import clustered_mean
 from qwen_eval.stats.epochs import (
     chance_of_all,
@@ -24,6 +24,7 @@ from qwen_eval.stats.epochs import (
     pass_hat_k,
     variance_split,
 )
+from qwen_eval.weighing import weigh
 
 RIGHT = (np.random.default_rng(2).random((12, 5)) < np.linspace(0.05, 0.95, 12)[:, None]).astype(float)
 

@@ -23,9 +23,10 @@ from qwen_eval.records import Completion
 from qwen_eval.runner import run_study
 from qwen_eval.scorers.text import score_items
 from qwen_eval.scorers.toolllama import called_names, listed_names, select_all_baseline
-from qwen_eval.scores import score_frame, truncation_bounds, weigh
+from qwen_eval.scores import score_frame
 from qwen_eval.studies import Study
 from qwen_eval.toolllama_prompts import shown_apis
+from qwen_eval.weighing import truncation_bounds, weigh
 
 A, B, C = "tide_for_sea", "sun_for_sea", "moon_for_sea"
 

@@ -9,14 +9,17 @@ __all__ = ['Calls', 'HttpEngine']
 import asyncio
 import contextlib
 import random
+import sys
 import time
 from abc import abstractmethod
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 from .access import Key, Purse, backoff, login, public_url, retry_after
 from .base import Capabilities, EngineInfo, SteppedEngine
+from .lines import Beyond, Lines, NoLine
 from ..errors import ConfigError, EngineError
 from ..records import Completion, Request
 
@@ -53,7 +56,7 @@ class Calls(SteppedEngine):
         self.info, self.capabilities, self.concurrency, self._key = info, capabilities, int(concurrency), key
         self.window, self._gate = 2 * self.concurrency, asyncio.Semaphore(self.concurrency) # as many wait at the door
         self.timeout_s, self.attempts, self.patience_s, self.backoff_s = timeout_s, int(attempts), patience_s, backoff_s
-        self.stream, self.n_calls, self._url, self._session, self._targets = stream, 0, url, None, {}
+        self.stream, self.n_calls, self._url, self._lines, self._session, self._targets = stream, 0, url, None, None, {}
         self._calm_until, self._down_since, self._n_ok, self._n_refused = 0.0, None, 0, 0
 
     @abstractmethod
@@ -74,21 +77,37 @@ class Calls(SteppedEngine):
         import msgspec
         return msgspec.json.decode(data)
 
-    async def _open(self):
+    def _open(self): # a line to a server nearby; to others, through a proxy or for a stream, by a general client
         from urllib.request import getproxies
-        import aiohttp
-        limits = aiohttp.ClientTimeout(total=self.timeout_s, sock_connect=min(10.0, self.timeout_s))
         given = {"Content-Type": "application/json", **login(self._url), **self.headers()}
         far = bool(getproxies()) and not _is_local(self._url)
-        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=limits, trust_env=far,
-                                     headers=given)
+        if not (far or self.stream or self._lines) and Lines.serve(public_url(self._url)):
+            self._lines = Lines(public_url(self._url), given, self.timeout_s)
+            return
+        import aiohttp
+        limits = aiohttp.ClientTimeout(total=self.timeout_s, sock_connect=min(10.0, self.timeout_s))
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=limits, trust_env=far,
+                                              headers=given)
 
     async def _post(self, path, body): # status, headers, bytes, seconds
+        if not (self._lines or self._session): self._open()
+        self.n_calls += 1
+        if self._session: return await self._by_client(path, body)
+        begin = time.perf_counter()
+        try: status, headers, data, _ = await self._lines.post(path, body)
+        except NoLine as e: raise self._away(e) from None
+        except asyncio.TimeoutError: raise _Failed(f"no answer within {self.timeout_s:g} s") from None
+        except (OSError, ValueError) as e:
+            raise _Failed(f"{type(e).__name__}: {self._key.hide(str(e))}"[:300]) from None
+        except Beyond as e:
+            if not self._session: self._open()
+            raise _Failed(f"{e}", counts=False) from None
+        return status, headers, data, {"latency_s": time.perf_counter() - begin}
+
+    async def _by_client(self, path, body):
         import aiohttp
         import yarl
-        if self._session is None: self._session = await self._open()
         if path not in self._targets: self._targets[path] = yarl.URL(public_url(self._url) + path)
-        self.n_calls += 1
         begin, times = time.perf_counter(), {}
         try:
             async with self._session.post(self._targets[path], data=body) as r:
@@ -120,7 +139,7 @@ class Calls(SteppedEngine):
             hint = f" Check {_FOR_ALL.get(status, 'the account')}."
             raise EngineError(f"{public_url(self._url)} answers {status}: {said}.{hint}")
         if status in _AGAIN:
-            wait_s = retry_after(headers.get("Retry-After"))
+            wait_s = retry_after(headers.get("retry-after"))
             if wait_s > 900: raise EngineError(f"The server asks to wait {wait_s:.0f} s: {said}.", retryable=True)
             raise _Failed(f"status {status}: {said}", wait_s)
         self._n_refused += 1
@@ -218,7 +237,7 @@ class HttpEngine(Calls):
             timer = self._loop.call_later(wait_s, lambda b: b.done() or b.set_result(None), self._bell)
             await self._bell
             timer.cancel()
-            if len(self._tasks) >= self.concurrency: await asyncio.sleep(0.004) # replies come together, doors open
+            if len(self._tasks) >= self.concurrency: await asyncio.sleep(0.002) # replies come together, doors open
         await asyncio.sleep(0)
 
     async def _leave(self, tasks):
@@ -227,6 +246,16 @@ class HttpEngine(Calls):
 
     def _do(self, what): # in the thread of the sockets, since a notebook has a loop of its own in this one
         self._thread.submit(self._loop.run_until_complete, what).result()
+
+    def run(
+        self,
+        requests: Iterable[Request], # Pulled as they can be taken up
+    ) -> Iterator[Completion]: # One for each request, as they finish
+        "As every engine; meanwhile a thread that computes holds the interpreter for half a millisecond, not for five."
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(min(before, 0.0005))
+        try: yield from super().run(requests)
+        finally: sys.setswitchinterval(before)
 
     def submit(self, request):
         self._last += 1
@@ -251,7 +280,7 @@ class HttpEngine(Calls):
     def close(self):
         if self._loop is None: return
         self._do(self._leave(list(self._tasks.values())))
-        if self._session is not None: self._do(self._session.close())
+        for held in filter(None, (self._lines, self._session)): self._do(held.close())
         self._loop.close()
         self._loop = None
         self._thread.shutdown()

@@ -7,6 +7,7 @@ __all__ = ['bayes_proportion', 'bayes_independent', 'bayes_paired']
 
 # %% ../../nbs/62_stats.bayes.ipynb #y02
 from collections.abc import Callable
+from functools import cache
 import numpy as np
 from ..errors import ConfigError
 from ..records import Estimate
@@ -26,8 +27,8 @@ def bayes_proportion(
     from scipy.special import betaincinv
     (k, n), (a, b), tail = check_counts(k, n), _prior(prior, 2), (1 - check_level(level)) / 2
     low, high = betaincinv(k + a, n - k + b, (tail, 1 - tail))
-    return Estimate(value=(k + a) / (n + a + b), low=float(low), high=float(high), level=level, method="beta posterior",
-                    metric="proportion", scale="share", n_items=round(n), counts={"right": round(k)},
+    return Estimate(value=float((k + a) / (n + a + b)), low=float(low), high=float(high), level=level,
+                    method="beta posterior", metric="proportion", scale="share", n_items=round(n), counts={"right": round(k)},
                     estimand="proportion in the population that the items were drawn from",
                     how=f"posterior mean and equal-tailed credible interval, prior Beta({a:g}, {b:g})")
 
@@ -61,8 +62,10 @@ def bayes_independent(
                       f"independent Beta posteriors, prior Beta({a:g}, {b:g})",
                       "difference of the proportions in two independent populations")
 
+@cache
 def _nodes(n=400): # Gauss-Legendre on [0, 1]
-    x, w = np.polynomial.legendre.leggauss(n)
+    from scipy.special import roots_legendre
+    x, w = roots_legendre(n)
     return (x + 1) / 2, w / 2
 
 def _posterior(below: Callable[[float], float], value, level, n_items, counts, how, estimand):

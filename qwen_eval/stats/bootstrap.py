@@ -85,12 +85,13 @@ def bootstrap_corpus(
     "A figure of sums over items, bootstrap percentile interval (Koehn 2004); `ConfigError` where it is no number."
     _check(rng, n_resamples)
     parts, level = usable(parts, "parts", ndim=2), check_level(level)
-    n = len(parts)
+    n, low, high = len(parts), *map(float, range)
+    if not parts.size: raise ConfigError(f"parts of shape {parts.shape} add nothing; wanted is (n_items, n_parts).")
     said = {"value": float(figure(parts.sum(axis=0))), "level": level, "n_items": n, "metric": "figure",
             "estimand": "figure of the population of items"}
     if not math.isfinite(said["value"]):
         raise ConfigError(f"the figure of all {n} items is {said['value']}; it has to be a number for any draw.")
-    if n == 1: return Estimate(low=range[0], high=range[1], method="range", how="one item has no spread", **said)
+    if n == 1: return Estimate(low=low, high=high, method="range", how="one item has no spread", **said)
     drawn = np.array([figure(rng.multinomial(n, np.full(n, 1 / n)) @ parts) for _ in np.arange(n_resamples)], float)
     if odd := int((~np.isfinite(drawn)).sum()):
         raise ConfigError(f"the figure is no number in {odd} of {n_resamples} draws (a sum of 0 below a fraction?); "

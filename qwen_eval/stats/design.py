@@ -131,7 +131,7 @@ def _product(words):
     for w in words: total = _times(total, w)
     return total
 
-# %% ../../nbs/68_stats.design.ipynb #n14
+# %% ../../nbs/68_stats.design.ipynb #n14a
 def anova(
     values: np.ndarray, # One for each observation, shape (n_observations,)
     factors: Mapping[str, Sequence], # Level of each observation, by factor, each of shape (n_observations,)
@@ -147,6 +147,7 @@ def anova(
         terms = [":".join(some) for k in range(1, len(factors) + 1) for some in itertools.combinations(factors, k)]
     if unknown := {n for term in terms for n in term.split(":")} - {*factors}:
         raise ConfigError(f"terms name {sorted(unknown)}; factors are {', '.join(factors)}.")
+    y = y - y[0] # a large common part costs no digits
     y = y - y.mean()
     basis, rows = np.full((len(y), 1), len(y) ** -0.5), []
     for term in (["block"] if block is not None else []) + list(terms):
@@ -218,7 +219,7 @@ class Anova(Result):
 
 def _small(p): return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
-# %% ../../nbs/68_stats.design.ipynb #n21a
+# %% ../../nbs/68_stats.design.ipynb #n21
 def item_anova(
     values: np.ndarray, # Every combination of levels on the same items, one axis a factor, shape (..., n_items)
     factors: Sequence[str], # Names of the factors in the order of the axes, such as ("model", "preset")
@@ -227,7 +228,7 @@ def item_anova(
     "Analysis of variance with items as random blocks; raises `ConfigError` for too few items, NaN, odd shapes."
     y = np.asarray(values, float)
     names = tuple(map(str, factors))
-    if y.ndim != len(names) + 1 or not names or len(set(names)) < len(names) or {"item", "group"} & set(names):
+    if y.ndim != len(names) + 1 or not names or len({*names, "item", "group"}) < len(names) + 2:
         raise ConfigError(f"values of shape {y.shape} for factors {names}; give one axis a factor, in their order, and "
                           "items last; factors have different names, none of them 'item' or 'group'.")
     usable(y.ravel(), "values")
@@ -245,7 +246,7 @@ def item_anova(
                  how="items as random blocks, each effect against its interaction with items, Greenhouse and Geisser's "
                      "correction")
 
-# %% ../../nbs/68_stats.design.ipynb #n22
+# %% ../../nbs/68_stats.design.ipynb #n22a
 def _stratum(y, axes, codes, n_groups):
     "Sums of squares of one effect, of its interaction with groups, and of that with items."
     others = tuple(a for a in range(y.ndim - 1) if a not in axes)
@@ -273,7 +274,8 @@ def _lines(part, names, n_groups, noise):
             raise ConfigError(f"{':'.join(term)} has the same effect on every item, so that nothing tells how far to "
                               "trust it; run more items, or items on which the answers differ.")
         ratio = ss / df / ms if ms > 1e-14 else 0.0
-        out.append(Effect(term=":".join(term), df=df, ss=ss, f=ratio, p_value=float(f.sf(ratio, df * e, df_error * e)),
-                          error=error, error_df=df_error * e, epsilon=e))
+        p = float(f.sf(ratio, df * e, df_error * e))
+        out.append(Effect(term=":".join(term), df=df, ss=ss, f=ratio, p_value=p, error=error,
+                          error_df=df_error * e, epsilon=e))
     over = noise if part["m"] == 1 else max((ms - noise) / part["m"], 0.0)
     return [*out, Effect(term=error, df=df_error, ss=part["error"], component=over)]

@@ -48,22 +48,23 @@ class Equivalence(Result):
         return f"{self.verdict[0].upper()}{self.verdict[1:]}: {self.reason}. {self.estimate.sentence}"
 
 # %% ../../nbs/64_stats.equivalence.ipynb #n07a
-def _off_limits(share, n, floor, low, high, alpha):
-    "None where the share is off floor and ceiling by more than the margin; else (which, scale of the margin, items)."
+def _off_limits(worse, better, n, floor, low, high, alpha):
+    "None where both are off floor and ceiling by more than the margin; else (which, scale of the margin, items)."
     from scipy.stats import norm
     from statsmodels.stats.proportion import proportion_confint
-    least, most = proportion_confint(share * n, n, 2 * alpha, method="wilson")
+    least, most = proportion_confint(better * n, n, 2 * alpha, method="wilson")
+    top = proportion_confint(worse * n, n, 2 * alpha, method="wilson")[1]
     floor = floor if most > floor else 0.0 # clearly below chance is no guessing: it can be lost down to 0
-    centre = (share * n + 1) / (n + 2) # so that a share of 0 has something to lose
+    centre, gap = (better * n + 1) / (n + 2), 1 - (worse * n + 1) / (n + 2) # so that a share of 0 has room
     if least - floor <= -low: which, room, reach = "floor", (centre if centre > floor else most) - floor, -low
-    elif high < math.inf and 1 - most <= high: which, room, reach = "ceiling", 1 - centre, high
+    elif high < math.inf and 1 - top <= high: which, room, reach = "ceiling", gap, high
     else: return None
     scale = 1.0 if room > reach else room / 2 / reach
     bound = floor + scale * reach if which == "floor" else scale * reach # what has to be shown to be exceeded
     items = norm.isf(alpha) ** 2 * bound * (1 - bound) / (room - scale * reach) ** 2
     return which, scale, math.ceil(items)
 
-# %% ../../nbs/64_stats.equivalence.ipynb #n09
+# %% ../../nbs/64_stats.equivalence.ipynb #n09a
 def equivalence(
     values: np.ndarray, # Of one model, shape (n_items,) or (n_items, n_epochs)
     reference: np.ndarray, # Of the other on the same items, same shape
@@ -91,8 +92,8 @@ def equivalence(
     given = discordance if binary else sd
     plan = {"discordance" if binary else "sd": seen if given is None else given, "alpha": alpha, "side": side}
     width = range[1] - range[0]
-    off = _off_limits((np.mean([a, b]) - range[0]) / width, len(a), (chance - range[0]) / width, low / width,
-                      high / width, alpha)
+    shares = sorted((float(x.mean()) - range[0]) / width for x in (a, b))
+    off = _off_limits(*shares, len(a), (chance - range[0]) / width, low / width, high / width, alpha)
     return _judged(estimate, (low, high), plan, check_power(power), given is not None, off)
 
 # %% ../../nbs/64_stats.equivalence.ipynb #n10
@@ -172,9 +173,9 @@ def _no_spread(mean, n, low, high, alpha, width, metric):
                         f"{_against(low, high)}",
                     detail={"p_low": p_low, "p_high": p_high, "p_difference": min(2 * p(abs(mean), width), 1.0)})
 
-# %% ../../nbs/64_stats.equivalence.ipynb #n13a
+# %% ../../nbs/64_stats.equivalence.ipynb #n13
 def _judged(estimate, margin, plan, power, planned, off):
-    "The verdict, in the order of what outweighs what: a difference seen, a question not testable, equivalence shown."
+    "The verdict, in the order of what outweighs what: beyond the margin, not testable, different, equivalent."
     (low, high), n = margin, estimate.n_items
     found = equivalence_power(n, _both(margin), **plan)
     def result(verdict, reason, needs=0, shrunk=None):
@@ -183,7 +184,7 @@ def _judged(estimate, margin, plan, power, planned, off):
     if estimate.high < low or estimate.low > high:
         return result("not equivalent" if high < math.inf else "worse", "the whole interval lies beyond the margin")
     shown, differs = estimate.p_value <= plan["alpha"], estimate.detail["p_difference"] <= plan["alpha"]
-    if off is not None and not (differs and not shown):
+    if off is not None and (off[0] == "floor" or shown or not differs):
         which, scale, least = off
         needs = max(least, equivalence_items(_both((low * scale, high * scale)), power=power, **plan))
         shrunk = None if scale == 1 else min(-low, high) * scale

@@ -128,7 +128,7 @@ class ItemFit(Result):
                 f"{out:,} items that all models answer alike were set aside. The marginal log-likelihood is "
                 f"{self.loglik:,.2f}.")
 
-# %% ../../nbs/67_stats.items.ipynb #n12b
+# %% ../../nbs/67_stats.items.ipynb #n12a
 @dataclass(frozen=True)
 class _Prior:
     slope_sd: float # Of log a around `log_slope`; infinite: none
@@ -165,8 +165,9 @@ def _sums(data, a, d, at, mass): # expected gradient (n_items, 2) and informatio
 
 def _improved(a, d, grad, info, common, positive): # one Newton step
     (gd, ga), (dd, da, aa) = grad.T, info.T
-    if common: step = np.full(len(a), (ga - da * gd / dd).sum() / (aa - da * da / dd).sum())
-    else: step = (ga * dd - da * gd) / (aa * dd - da * da)
+    with np.errstate(divide="ignore", invalid="ignore"): # a step that is no number ends the fit
+        if common: step = np.full(len(a), (ga - da * gd / dd).sum() / (aa - da * da / dd).sum())
+        else: step = (ga * dd - da * gd) / (aa * dd - da * da)
     step = np.clip(step, -0.7 * np.abs(a) - 0.3 * (not positive), 0.7 * np.abs(a) + 0.3 * (not positive))
     d = d + np.clip((gd - da * step) / dd, -1, 1)
     return (a * np.exp(step / a) if positive else a + step), d
@@ -201,7 +202,7 @@ def fit_items(
     return ItemFit(model=model, share=share, ability=ability[data.place], ability_se=se[data.place], loglik=loglik,
                    prior=", ".join(said) if prior else "", n_steps=n_steps, **full)
 
-# %% ../../nbs/67_stats.items.ipynb #n14a
+# %% ../../nbs/67_stats.items.ipynb #n14b
 def _informative(x): # share right of all items, and which of them are not constant, each of shape (n_items,)
     n = (~np.isnan(x)).sum(axis=0)
     share = np.divide(np.nansum(x, axis=0), n, out=np.full(len(n), math.nan), where=n > 0)
@@ -226,14 +227,14 @@ def _em(data, share, prior, common, n_nodes, tolerance, max_steps): # slopes, in
         mean = float((w * at).sum())
         sd = math.sqrt(float((w * at ** 2).sum()) - mean ** 2)
         new_a, new_d, theta = new_a * sd, new_d + new_a * mean, (theta - mean) / sd
-        prior = prior.moved(new_a, new_d)
         moved = max(np.abs(new_a - a).max(), np.abs(new_d - d).max())
         a, d = new_a, new_d
-        if not np.abs(a).max() < 100: break
+        if not 1e-3 < np.abs(a).max() < 100: break
         if moved < tolerance: return a, d, step
+        prior = prior.moved(a, d)
     raise ConfigError(f"the fit of {len(a)} items to {len(data.place)} models has no finite answer within {step} steps "
-                      f"(largest slope {np.abs(a).max():.3g}): some items tell the models apart perfectly, or the "
-                      "items share nothing. Use prior=True, model='rasch', or more models.")
+                      f"(largest slope {np.abs(a).max():.3g}): where it grows without end items tell models apart "
+                      "perfectly, where it falls to 0 they share nothing. Use prior=True, other items, or more models.")
 
 # %% ../../nbs/67_stats.items.ipynb #n16a
 def _errors(data, a, d, at, mass, prior, common): # standard errors of slopes and difficulties, each (n_items,)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['METHODS', 'adjust', 'Family', 'Decisions', 'decide', 'compare_all', 'pair_name', 'Comparisons']
 
-# %% ../../nbs/63_stats.multiple.ipynb #n02
+# %% ../../nbs/63_stats.multiple.ipynb #n02a
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 import numpy as np
 from ..errors import ConfigError
-from .pairs import all_pairs
+from .pairs import all_pairs, holm
 from .results import Result, check_level, usable
 
 # %% ../../nbs/63_stats.multiple.ipynb #n05
@@ -18,7 +18,7 @@ METHODS = {"holm": "Holm (1979), familywise error", "bh": "Benjamini and Hochber
            "by": "Benjamini and Yekutieli (2001), false discovery rate under any dependence",
            "bonferroni": "Bonferroni, familywise error"}
 
-# %% ../../nbs/63_stats.multiple.ipynb #n06
+# %% ../../nbs/63_stats.multiple.ipynb #n06a
 def adjust(
     p_values: Sequence[float], # Of one family, fractions in [0, 1], shape (n_hypotheses,)
     method: str = "holm", # "holm", "bh", "by" or "bonferroni"
@@ -26,10 +26,10 @@ def adjust(
     "P-values adjusted for their number; raises `ConfigError` for none at all, NaN, values outside 0..1, odd methods."
     if method not in METHODS:
         raise ConfigError(f"method={method!r} adjusts nothing; choose one of {', '.join(METHODS)}.")
+    from scipy.stats import false_discovery_control
     p = usable(p_values, "p-values", range=(0, 1))
-    from statsmodels.stats.multitest import multipletests
-    known = {"bh": "fdr_bh", "by": "fdr_by"}.get(method, method)
-    return multipletests(p, method=known)[1]
+    if method == "holm": return holm(p)
+    return np.minimum(p * len(p), 1.0) if method == "bonferroni" else false_discovery_control(p, method=method)
 
 # %% ../../nbs/63_stats.multiple.ipynb #n10
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from ..errors import ConfigError
 from ..records import Estimate
-from .intervals import wilson
+from .intervals import mean_t, wilson
 from .results import Result, check_level, usable
 
 # %% ../../nbs/61_stats.paired_tests.ipynb #s05
@@ -37,7 +37,9 @@ def sign_flip(
     p = min(1.0, 2 * float(fewer) / (len(sums) + 1))
     sums, sizes, _ = _flipped(d, n_resamples, rng)
     means, k = np.sort(sums / sizes), math.floor(tail * (len(sums) + 1) + 1e-9)
-    low, high = (float(means[k - 1]), float(means[-k])) if k else (-width, width)
+    plain = mean_t(d, (-width, width), level)
+    if plain.method != "t": low, high = plain.low, plain.high # all equal: no spread to learn from
+    else: low, high = (float(means[k - 1]), float(means[-k])) if k else (-width, width)
     how = f"sign-flip test of no difference, {'all patterns' if exact else f'{n_resamples:,} draws'}"
     return Estimate(value=float(d.mean()), low=min(low, float(d.mean())), high=max(high, float(d.mean())), level=level,
                     method="sign flip", metric="difference", n_items=len(d), p_value=p,

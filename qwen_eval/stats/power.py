@@ -60,7 +60,7 @@ class PairedBinary:
         found = binom.cdf(m, d, wins) + binom.sf(d - m - 1, d, wins)
         return float(np.clip(binom.pmf(d, n, psi) @ found, 0, 1))
 
-# %% ../../nbs/64_stats.power.ipynb #n09
+# %% ../../nbs/64_stats.power.ipynb #n09a
 @dataclass(frozen=True, kw_only=True)
 class PairedReal:
     "Real values (or means over epochs) of two models on the same items, compared by the paired t test."
@@ -104,12 +104,13 @@ class PairedReal:
 
 def _power(shift, df, alpha):
     "Power of a two-sided test whose statistic lies `shift` standard errors off; noncentral t, or normal for df None."
-    from scipy.stats import nct, norm, t
+    from scipy.stats import chi2, nct, norm, t
     if df is None: return float(norm.sf(norm.isf(alpha / 2) - shift) + norm.cdf(-norm.isf(alpha / 2) - shift))
-    if df < 1: return 0.0
-    edge = t.isf(alpha / 2, df)
-    if abs(shift) > 30: return 1.0 if abs(shift) > 2 * edge else float(norm.sf(edge - abs(shift)))
-    return float(nct.sf(edge, df, shift) + nct.cdf(-edge, df, shift))
+    edge, shift = t.isf(alpha / 2, df), abs(shift)
+    found = nct.sf(edge, df, shift) + (nct.cdf(-edge, df, shift) if shift < 8 else 0) if shift < 30 else math.nan
+    if math.isfinite(found): return float(found)
+    spread = np.sqrt(chi2.ppf((np.arange(20_000) + 0.5) / 20_000, df) / df) # of the estimated standard error, far out
+    return float(norm.cdf(shift - edge * spread).mean())
 
 # %% ../../nbs/64_stats.power.ipynb #n13
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +276,7 @@ def plan_difference(
     return PowerPlan(asked="difference", design=design, n=n, difference=least(design), alpha=alpha, power=power,
                      between=_between(design, least))
 
-# %% ../../nbs/64_stats.power.ipynb #n29
+# %% ../../nbs/64_stats.power.ipynb #n29a
 def from_pilot(
     values: np.ndarray, # Of one model, shape (n_items,) or (n_items, n_epochs)
     reference: np.ndarray, # Of the other on the same items, with any number of epochs
@@ -300,6 +301,7 @@ def from_pilot(
     between = max(total - sum(v / k for v, k in zip(noise, epochs, strict=True)), 0.0)
     return PairedReal(item_variance=between, noise=noise, n_epochs=epochs, bounds=bounds)
 
+# %% ../../nbs/64_stats.power.ipynb #n30a
 def _means(x): return x if x.ndim == 1 else x.mean(axis=1)
 
 def _noise(x):

@@ -91,7 +91,7 @@ class ScalingFit(Result):
                 f"Hoffmann et al. 2022): {said} ({level:.4g} % bootstrap intervals over {self.resampled}). It is not "
                 "known to hold beyond these sizes.")
 
-# %% ../../nbs/69_stats.powerlaw.ipynb #n11
+# %% ../../nbs/69_stats.powerlaw.ipynb #n12a
 def _fit(sizes, losses, rng, floor, huber, n_resamples, level):
     "Coefficients (n,), their transforms in every resample (n_resamples, n), and what else the result needs."
     x = np.log(sizes) # (n_terms, n_points)
@@ -135,9 +135,10 @@ def _result(formula, order, fit, sizes, losses, level, metric):
     if kind == "residuals": ends = [value - half, value + half]
     names, made = [k for k in ("E", "A", "B", "alpha", "beta") if k in order], {}
     for k, name in enumerate(names):
-        def natural(x, log=name in ("E", "A", "B")):
-            with np.errstate(over="ignore"): return np.exp(x) if log else np.asarray(x)
-        v, low, high, se = map(float, (*natural([value[k], *(e[k] for e in ends)]), natural(drawn[:, k]).std(ddof=1)))
+        found = np.r_[value[k], [e[k] for e in ends], drawn[:, k]]
+        with np.errstate(over="ignore", invalid="ignore"): # refused below where it is not determined
+            found = np.exp(found) if name in ("E", "A", "B") else found
+            (v, low, high), se = map(float, found[:3]), float(found[3:].std(ddof=1))
         if not max(abs(x) for x in (v, low, high)) < 1e100 or ("E" in names and name in ("alpha", "beta") and low <= 0):
             raise ConfigError(f"{n} losses of {len(set(sizes))} sizes do not determine {name} of {formula} (interval "
                               f"{low:.3g} to {high:.3g}). Fix the floor, or add sizes, items or runs.")

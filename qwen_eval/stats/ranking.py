@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['best_set', 'BestSet', 'rank_intervals', 'Ranks', 'nemenyi_q', 'friedman', 'Friedman']
 
-# %% ../../nbs/63_stats.ranking.ipynb #n02
+# %% ../../nbs/63_stats.ranking.ipynb #n02a
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 import numpy as np
 from ..errors import ConfigError
-from .pairs import all_pairs, model_items
+from .pairs import all_pairs, holm, model_items
 from .results import Result, check_level
 
 # %% ../../nbs/63_stats.ranking.ipynb #n05a
@@ -121,7 +121,7 @@ class BestSet(Result):
         return (f"Not excluded as best of {len(self.names)} models at {100 * self.level:.4g} %: {', '.join(self.best)} "
                 f"({how}; n = {self.n_items:,} items).")
 
-# %% ../../nbs/63_stats.ranking.ipynb #n14
+# %% ../../nbs/63_stats.ranking.ipynb #n14a
 def rank_intervals(
     values: np.ndarray, # Same items in the same order, shape (n_models, n_items) or (n_models, n_items, n_epochs)
     names: Sequence[str], # Of the models, shape (n_models,)
@@ -130,13 +130,12 @@ def rank_intervals(
     higher_is_better: bool = True, # Has the largest mean rank 1?
 ): # -> Ranks, models in the order given
     "An interval for the rank of every model; raises `ConfigError` as `all_pairs` does, and for odd names."
-    from statsmodels.stats.multitest import multipletests
     x, names = model_items(values, range), _named(names, values)
     found = all_pairs(values, check_level(level), range)
     sign = found.difference if higher_is_better else -found.difference
     half = found.p_value / 2
     p = np.r_[np.where(sign > 0, half, 1 - half), np.where(sign < 0, half, 1 - half)] # first better, second better
-    shown = multipletests(p, alpha=1 - level, method="holm")[0]
+    shown = holm(p) <= 1 - level
     better, worse = np.r_[found.first, found.second][shown], np.r_[found.second, found.first][shown]
     low, high = 1 + np.bincount(worse, minlength=len(x)), len(x) - np.bincount(better, minlength=len(x))
     means = x.mean(axis=1)
@@ -170,14 +169,15 @@ class Ranks(Result):
         return (f"Ranks that are possible at {100 * self.level:.4g} %, all together: {said} (paired comparisons by "
                 f"item, Holm over ordered pairs; n = {self.n_items:,} items).")
 
-# %% ../../nbs/63_stats.ranking.ipynb #n19
+# %% ../../nbs/63_stats.ranking.ipynb #n19a
 def nemenyi_q(
     k: int, # Models that are compared, at least 2
     level: float = 0.95, # Confidence level, fraction in (0, 1)
 ) -> float: # Critical value of the difference of two mean ranks, in standard errors
     "The studentised range at infinite degrees of freedom over root 2; raises `ConfigError` for fewer than 2 models."
     from scipy.stats import studentized_range
-    if int(k) != k or k < 2: raise ConfigError(f"k={k} models have no pairs; give a whole number from 2.")
+    if not (2 <= k <= 10_000 and k == int(k)):
+        raise ConfigError(f"k={k} models have no pairs; give a whole number from 2.")
     return float(studentized_range.ppf(check_level(level), int(k), np.inf) / math.sqrt(2))
 
 # %% ../../nbs/63_stats.ranking.ipynb #n21

@@ -25,8 +25,10 @@ def quantile(
     from scipy.stats import binom
     n = len(x)
     low, high = int(binom.ppf((1 - level) / 2, n, q)), int(binom.ppf((1 + level) / 2, n, q)) + 1 # ranks from 1
-    return Estimate(value=float(np.quantile(x, q)), low=float(x[low - 1] if low >= 1 else range[0]),
-                    high=float(x[high - 1] if high <= n else range[1]), level=level, method="order statistics",
+    value = float(np.quantile(x, q)) # between two values, so of few it may lie beyond the interval, which then reaches it
+    low, high = x[low - 1] if low >= 1 else range[0], x[high - 1] if high <= n else range[1]
+    return Estimate(value=value, low=min(float(low), value), high=max(float(high), value), level=level,
+                    method="order statistics",
                     metric=f"{100 * q:g}th percentile", estimand="quantile of the population of values", n_items=n,
                     how="distribution-free interval of order statistics (Hahn and Meeker 1991)")
 

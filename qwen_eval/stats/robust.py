@@ -47,7 +47,7 @@ def _percentiles(value, drawn, range, level, scores, **said):
     said |= {"value": value, "level": check_level(level), "n_items": len(scores[0]),
              "n_epochs": min(x.shape[1] for x in scores), "estimand": "these tasks, over the runs that there could be"}
     if all(np.ptp(x, axis=1).max() == 0 for x in scores):
-        return Estimate(low=range[0], high=range[1], method="range", **said)
+        return Estimate(low=float(range[0]), high=float(range[1]), method="range", **said)
     low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2))
     said["how"] += f", bootstrap over the runs of each task, {len(drawn):,} draws"
     return Estimate(low=float(min(low, value)), high=float(max(high, value)), method="stratified bootstrap", **said)

@@ -51,7 +51,7 @@ def error_elasticity(
                                                                       "parameter_ratio": math.exp(ratio)},
                     estimand="ln(error ratio) / ln(parameter ratio) over the population of items, these two models")
 
-# %% ../../nbs/69_stats.scaling.ipynb #n06
+# %% ../../nbs/69_stats.scaling.ipynb #n06a
 def _sizes(n_params, reference):
     for n in (n_params, reference):
         if not (isinstance(n, (int, float, np.number)) and math.isfinite(n) and n > 0):
@@ -66,7 +66,10 @@ def _errors(values, reference, items, reference_items):
             for who, x in (("first", values), ("second", reference)))
     if (items is None) != (reference_items is None):
         raise ConfigError("item ids of one model only; give those of both, or neither if both are in one order.")
-    first, second = (list(range(len(x)) if i is None else i) for x, i in ((a, items), (b, reference_items)))
+    if items is None:
+        if len(a) != len(b): raise ConfigError(f"{len(a)} and {len(b)} values; both were asked the same items.")
+        return np.stack([a, b])
+    first, second = list(items), list(reference_items)
     if (len(first), len(second)) != (len(a), len(b)):
         raise ConfigError(f"{len(first)} and {len(second)} item ids for {len(a)} and {len(b)} values; one for each.")
     if len({*first}) < len(first) or len({*second}) < len(second):
@@ -82,7 +85,7 @@ def _counts(errors):
     a, b = errors.astype(bool)
     return {"errors": int(a.sum()), "reference_errors": int(b.sum()), "errors_of_both": int((a & b).sum())}
 
-# %% ../../nbs/69_stats.scaling.ipynb #n07
+# %% ../../nbs/69_stats.scaling.ipynb #n07a
 def _at_an_end(errors, chance, level):
     "Why there is no elasticity; an empty text where there is one."
     if not 0 <= chance < 1: raise ConfigError(f"chance={chance}; give what guessing scores, a fraction in [0, 1).")
@@ -97,13 +100,13 @@ def _at_an_end(errors, chance, level):
 
 def _bonett_price_ratio(errors, level):
     "Ends of ln(share of errors of the first / of the second)."
-    from scipy.stats import norm
+    from scipy.special import ndtr, ndtri
     a, b, any_ = float(errors[0].sum()), float(errors[1].sum()), float(errors.max(axis=0).sum())
     discordant = float(np.abs(errors[0] - errors[1]).sum())
     joint = math.sqrt((discordant + 2) / ((a + 1) * (b + 1)))
     alone = sum(math.sqrt((1 - (k + 1) / (any_ + 2)) / (k + 1)) for k in (a, b))
-    z = joint / alone * float(norm.isf((1 - level) / 2)) # that of Wilson's intervals of a and b among `any_` items
-    (a_low, a_high), (b_low, b_high) = (wilson(k, any_, 1 - 2 * float(norm.sf(z))) for k in (a, b))
+    z = joint / alone * -float(ndtri((1 - level) / 2)) # that of Wilson's intervals of a and b among `any_` items
+    (a_low, a_high), (b_low, b_high) = (wilson(k, any_, 1 - 2 * float(ndtr(-z))) for k in (a, b))
     return math.log(a_low / b_high), math.log(a_high / b_low)
 
 def _t_ends(value, se, n, level):

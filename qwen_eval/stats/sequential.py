@@ -108,7 +108,7 @@ def beta_bound(
     most = v / g # all steps up
     return most if gap(most) < 0 else float(brentq(gap, 0, most, xtol=1e-10))
 
-# %% ../../nbs/65_stats.sequential.ipynb #n22
+# %% ../../nbs/65_stats.sequential.ipynb #n22a
 def share_ends(
     k, # Successes, or a sum of values in [0, 1], any shape
     n, # Trials, same shape
@@ -120,10 +120,20 @@ def share_ends(
     k, n = np.broadcast_arrays(np.asarray(k, float), np.asarray(n, float))
     if not ((n >= 0) & (k >= 0) & (k <= n + 1e-9 * (n + 1))).all():
         raise ConfigError("successes lie between 0 and the number of trials, and these do not.")
-    pairs, back = np.unique(k + 1j * n, return_inverse=True) # (n_pairs,)
-    low = _low_end(pairs.real, pairs.imag, math.log(1 / (1 - check_level(level))), strength)
-    high = 1 - _low_end(pairs.imag - pairs.real, pairs.imag, math.log(1 / (1 - level)), strength)
-    return low[back].reshape(k.shape), high[back].reshape(k.shape)
+    check_level(level)
+    return _once(lambda k, n: _ends(k, n, level, strength), k, n)
+
+def _once(find, k, n):
+    "What `find` gives for arrays of counts, asked once for each pair of them."
+    whole = (k == np.floor(k)).all() and (n == np.floor(n)).all() and n.max(initial=0) < 2**31
+    code = (n * 2**32 + k).astype(np.int64) if whole else k + 1j * n # one number for a pair, which sorts fast
+    pairs, back = np.unique(code.ravel(), return_inverse=True) # (n_pairs,)
+    found = find(pairs % 2**32 * 1.0, pairs // 2**32 * 1.0) if whole else find(pairs.real, pairs.imag)
+    return tuple(x[back].reshape(k.shape) for x in found)
+
+def _ends(k, n, level, strength):
+    limit = math.log(1 / (1 - level))
+    return _low_end(k, n, limit, strength), 1 - _low_end(n - k, n, limit, strength)
 
 def _low_end(k, n, limit, strength):
     k = np.clip(k, 0, n)
@@ -164,7 +174,7 @@ class Looks(Result):
         if stops[0] < 0: return f"No look reached an e-value of {limit:g}."
         return f"An e-value of {limit:g} was reached at look {stops[0] + 1:,} of {self.e_value.shape[-1]:,}."
 
-# %% ../../nbs/65_stats.sequential.ipynb #n26
+# %% ../../nbs/65_stats.sequential.ipynb #n26a
 def share_looks(
     successes: np.ndarray, # Successes (or sums of values in [0, 1]) so far, at each look, shape (..., n_looks)
     order: int, # Seed of the random item order
@@ -178,7 +188,8 @@ def share_looks(
     if not 0 < share < 1: raise ConfigError(f"share={share}; the null hypothesis is a fraction between 0 and 1.")
     k, n = _cumulated(successes, trials)
     low, high = share_ends(k, n, level, strength)
-    with np.errstate(over="ignore"): e = np.exp(share_log_e(k, n, share, strength))
+    (log_e,) = _once(lambda k, n: (share_log_e(k, n, share, strength),), k, n)
+    with np.errstate(over="ignore"): e = np.exp(log_e)
     return Looks(e_value=e, low=low, high=high, n=n, level=check_level(level))
 
 def _cumulated(sums, trials):
@@ -194,7 +205,7 @@ def _cumulated(sums, trials):
                           "item that is new, and never fall. Give cumulative sums, in the order of asking.")
     return k, n
 
-# %% ../../nbs/65_stats.sequential.ipynb #n30
+# %% ../../nbs/65_stats.sequential.ipynb #n30a
 def paired_looks(
     wins: np.ndarray, # Items so far that the first model alone has right, at each look, shape (..., n_looks)
     losses: np.ndarray, # Items so far that the second alone has right, same shape
@@ -210,7 +221,8 @@ def paired_looks(
     d, n = _cumulated(b + c, trials)
     for x in (b, c): _cumulated(x, n)
     alpha = 1 - check_level(level)
-    with np.errstate(over="ignore"): e = np.exp(share_log_e(b, d, 0.5, strength))
+    (log_e,) = _once(lambda b, d: (share_log_e(b, d, 0.5, strength),), b, d)
+    with np.errstate(over="ignore"): e = np.exp(log_e)
     won = [2 * x - 1 for x in share_ends(b, d, 1 - 0.9 * alpha, strength)]
     odd = share_ends(d, n, 1 - 0.1 * alpha, 10.0)
     low, high = (np.where(x * sign > 0, odd[0], odd[1]) * x for x, sign in zip(won, (1, -1), strict=True))

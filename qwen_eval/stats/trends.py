@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['RunLength', 'run_length', 'CusumPlan', 'cusum_plan', 'Cusum', 'cusum', 'RunChart', 'run_chart']
 
-# %% ../../nbs/69_stats.trends.ipynb #n02
+# %% ../../nbs/69_stats.trends.ipynb #n02a
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 import numpy as np
 from ..errors import ConfigError
 from .intervals import wilson
@@ -18,19 +19,20 @@ from .results import Result, usable
 def _chain(k, h, shift, n_states=100):
     "Chances to go from one state of a one-sided CUSUM to another without alarm, shape (n_states, n_states)."
     from scipy.special import ndtr
-    width = 2 * h / (2 * n_states - 1) # the first state, 0, is half as wide
-    states = width * np.arange(n_states)
-    step = states[None, :] - states[:, None] + k - shift # what z must be, less half a width either way
-    low = ndtr(step - width / 2)
+    width, n = 2 * h / (2 * n_states - 1), n_states # the first state, 0, is half as wide
+    below = ndtr(width * (np.arange(-n + 1, n + 1) - 0.5) + k - shift) # of steps up to each edge between states
+    step = np.arange(n)[None, :] - np.arange(n)[:, None] + n - 1 # from (row) to (column), the place in `below`
+    low = below[step]
     low[:, 0] = 0
-    return ndtr(step + width / 2) - low
+    return below[step + 1] - low
 
 def _rate(k, h, shift):
     "1 / average run length of the side of a rise; 0 where that is beyond 1e14, which doubles cannot solve for."
-    try: runs = np.linalg.solve(np.eye(400) - _chain(k, h, shift, 400), np.ones(400))[0]
+    try: runs = np.linalg.solve(np.eye(200) - _chain(k, h, shift, 200), np.ones(200))[0]
     except np.linalg.LinAlgError: return 0.0
     return 1 / max(runs, 1.0) if 0.999 < runs < 1e14 else 0.0
 
+@lru_cache(maxsize=256)
 def _arl(k, h, shift):
     "Average run length of both sides together, started at 0."
     rate = _rate(k, h, shift) + _rate(k, h, -shift)
@@ -159,17 +161,21 @@ def cusum_plan(
                      caught=_over_error(lambda e: _chance(k, h, shift + e, int(within)), error),
                      arl=float(_arl(k, h, 0)), arl_drop=float(_arl(k, h, shift)))
 
-# %% ../../nbs/69_stats.trends.ipynb #n12
+# %% ../../nbs/69_stats.trends.ipynb #n15a
 def _over_error(chance, error):
     "Mean of a chance over a normal error of the target, standard deviations of a run."
     if error == 0: return chance(0.0)
-    nodes, weights = np.polynomial.hermite_e.hermegauss(21)
+    nodes, weights = _hermite()
     return float(sum(w * chance(error * x) for x, w in zip(nodes, weights, strict=True)) / weights.sum())
 
-def _either(k, h, error, n_runs):
-    "Chance of an alarm on either side in control."
-    return _over_error(lambda e: min(_chance(k, h, e, n_runs) + _chance(k, h, -e, n_runs), 1.0), error)
+@lru_cache(maxsize=1)
+def _hermite(): return np.polynomial.hermite_e.hermegauss(21)
 
+def _either(k, h, error, n_runs):
+    "Chance of an alarm on either side in control; the error of the target is symmetric, so both sides have the same."
+    return min(2 * _over_error(lambda e: _chance(k, h, e, n_runs), error), 1.0)
+
+@lru_cache(maxsize=256)
 def _limit(k, error, horizon, false_alarm):
     "The h at which `_either` is `false_alarm`; the lowest there is where k alone is limit enough."
     from scipy.optimize import brentq
