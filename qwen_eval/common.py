@@ -46,13 +46,13 @@ class Common:
         if not self.weighted: return low, high
         return min(low, float(self.values.min())), max(high, float(self.values.max()))
 
-# %% ../nbs/74_common.ipynb #n06
+# %% ../nbs/74_common.ipynb #n06a
 def common_values(
     runs: Sequence[Run], # Scored runs of one benchmark
     metric: str | None = None, # A measured metric, `pass@k` or `pass^k`; None is the primary one of the first run
 ) -> Common: # Items in the order of their ids
     "The values of runs on the items that all have; `ConfigError` where a run did not measure the metric, or none is."
-    m, draw = _metric(metric or runs[0].metric)
+    m, draw = _metric(runs[0].metric if metric is None else metric)
     sides = [_side(r, m) for r in runs] # each (values, weights), items x epochs
     sizes, n = tuple(v.shape for v, _ in sides), min(v.shape[1] for v, _ in sides)
     if draw and n < draw[0]: raise ConfigError(f"{m.id} needs {draw[0]} answers to an item; one of the runs has {n}.")

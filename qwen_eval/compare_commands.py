@@ -15,7 +15,7 @@ from .layout import fact_lines, line_width, wrapped
 MetricName = Annotated[str | None, typer.Option(help="A measured metric; by default the primary one.")]
 LatexFlag = Annotated[bool, typer.Option("--latex", help="With the rows of a LaTeX table.")]
 
-# %% ../nbs/89_compare_commands.ipynb #n05a
+# %% ../nbs/89_compare_commands.ipynb #n05
 def compare_(
     run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="A run's id, its last eight digits, or its folder.")],
     run_b: Annotated[str, typer.Argument(metavar="RUN_B", help="Another of the same benchmark.")],
@@ -46,7 +46,7 @@ def compare_(
     say(found.data() if as_json else found, lambda f: _whole(text(f), f, latex), as_json)
 
 def _whole(facts, result, latex):
-    said = "\n".join(wrapped(result.sentence, line_width()))
+    said = "\n".join(wrapped(result.sentence.replace(" %", "\u00a0%"), line_width())).replace("\u00a0", " ")
     return "\n\n".join([facts, said, *([result.latex_rows()] if latex else [])])
 
 # %% ../nbs/89_compare_commands.ipynb #n06
@@ -60,33 +60,36 @@ def _two(c):
              ("method", d.how), ("counts", _counts(d)), ("verdict", c.verdict.partition(":")[0]),
              ("because", "\n".join(c.objections))]
     if e: facts += [("equivalent", f"{e.verdict}: {e.reason}"), ("", f"within {_gap(d, e.margin[1])}; "
-                    f"{100 * e.estimate.level:.4g} % interval {_ends(e.estimate)}")]
+                    f"{100 * e.estimate.level:.4g} % interval {_ends(e.estimate)}"), ("", c.caution)]
     return fact_lines([(k, v) for k, v in facts if v], 10, line_width())
 
 def _several(found):
-    blocks, notes = [], []
-    for name in dict.fromkeys(p.benchmark for p in found.pairs):
-        pairs = [p for p in found.pairs if p.benchmark == name]
-        runs = {}
-        for p in pairs:
-            for side, run in enumerate((p.a, p.b)): runs.setdefault(run, (p.names[side], _score(p, side)))
-        place = {run: i for i, run in enumerate(runs, 1)}
-        notes += [o for p in pairs for o in _reasons(p, place) if o not in notes]
-        rows = [{"pair": f"{place[p.a]} - {place[p.b]}", "gap": _gap(p.difference, p.difference.value),
-                 "ends": _ends(p.difference), "p": _small(p.difference.p_value), "adjusted": _small(p.adjusted),
-                 "n": p.difference.n_items, "better": str(place[p.a if p.winner == "A" else p.b]) if p.winner else "no",
-                 **({"same": p.equivalence.verdict.partition(":")[0]} if p.equivalence else {}),
-                 "notes": " ".join(_letter(notes.index(o)) for o in _reasons(p, place))} for p in pairs]
-        who = [{"no": i, "run": f"{n} ({run.rpartition('--')[2]})", "score": score}
-               for i, (run, (n, score)) in enumerate(runs.items(), 1)]
-        columns = {"pair": "pair", "gap": "difference", "ends": f"{100 * pairs[0].difference.level:.4g} % interval",
-                   "p": "p", "adjusted": "adjusted p", "n": "n", "better": "better"}
-        columns |= ({"same": "equivalence"} if pairs[0].equivalence else {}) | ({"notes": "notes"} if notes else {})
-        blocks += [f"{name}, {pairs[0].difference.metric}", table(who, {"no": "no", "run": "run", "score": "score"}),
-                   table(rows, columns)]
-    below = [(_letter(i), note) for i, note in enumerate(notes)]
-    below += [("alone", f"{run}: no other run is of its benchmark") for run in found.alone]
-    return "\n\n".join([*blocks, *([fact_lines(below, 5, line_width())] if below else [])])
+    names = dict.fromkeys(p.benchmark for p in found.pairs)
+    blocks = [_of_one(n, [p for p in found.pairs if p.benchmark == n]) for n in names]
+    alone = [("alone", f"{run}: no other run is of its benchmark") for run in found.alone]
+    return "\n\n".join([*blocks, *([fact_lines(alone, 5, line_width())] if alone else [])])
+
+def _of_one(name, pairs): # benchmark
+    runs, notes, rows = {}, [], []
+    for p in pairs:
+        for side, run in enumerate((p.a, p.b)): runs.setdefault(run, (p.names[side], _score(p, side)))
+    place = {run: i for i, run in enumerate(runs, 1)}
+    for p in pairs:
+        notes += [o for o in _reasons(p, place) if o not in notes]
+        better = str(place[p.a if p.winner == "A" else p.b]) if p.winner else "no"
+        same = {"same": p.equivalence.verdict.partition(":")[0]} if p.equivalence else {}
+        rows.append({"pair": f"{place[p.a]} - {place[p.b]}", "gap": _gap(p.difference, p.difference.value),
+                     "ends": _ends(p.difference), "p": _small(p.difference.p_value), "adjusted": _small(p.adjusted),
+                     "n": p.difference.n_items, "better": better, **same,
+                     "notes": " ".join(_letter(notes.index(o)) for o in _reasons(p, place))})
+    who = [{"no": i, "run": f"{n} ({run.rpartition('--')[2]})", "score": score}
+           for i, (run, (n, score)) in enumerate(runs.items(), 1)]
+    columns = {"pair": "pair", "gap": "difference", "ends": f"{100 * pairs[0].difference.level:.4g} % interval",
+               "p": "p", "adjusted": "adjusted p", "n": "n", "better": "better"}
+    columns |= ({"same": "equivalence"} if pairs[0].equivalence else {}) | ({"notes": "notes"} if notes else {})
+    below = fact_lines([(_letter(i), note) for i, note in enumerate(notes)], 3, line_width())
+    legend = table(who, {"no": "no", "run": "run", "score": "score"})
+    return "\n\n".join(filter(None, [f"{name}, {pairs[0].difference.metric}", legend, table(rows, columns), below]))
 
 # %% ../nbs/89_compare_commands.ipynb #n07
 def _reasons(pair, place): # what stands in the way, with the numbers of the runs for A and B
@@ -145,11 +148,12 @@ def power_(
     """
     given = {"--discordance": discordance, "--sd": sd, "--icc": icc, "--per-cluster": per_cluster}
     given = [k for k, v in given.items() if v is not None]
-    _no_contradiction(given, pilot, metric, items, clusters, icc, epochs, noise, discordance, sd)
+    anything = any(x is not None for x in (difference, items, clusters, margin, benchmark))
+    _no_contradiction(anything, given, pilot, metric, items, clusters, icc, epochs, noise, discordance, sd)
     if per_cluster is None and None not in (icc, items, clusters): per_cluster = items / clusters
     from qwen_eval.metrics import scale
     from qwen_eval.planning import fits, make_design, n_items_of, pilot_design, plan_comparison, plan_unknown
-    has = n_items_of(benchmark) if benchmark else None
+    has = n_items_of(benchmark) if benchmark is not None else None
     if (items, clusters, difference, margin) == (None,) * 4: items = has
     design, share = None, sd is None
     if pilot:
@@ -161,14 +165,16 @@ def power_(
     rest = (difference, power, alpha, margin)
     if design is None: found = plan_unknown(items, *rest)
     else: found = plan_comparison(design, _units(design, items, clusters), *rest, share=share)
-    if benchmark: found = fits(found, benchmark)
+    if benchmark is not None: found = fits(found, benchmark)
     say(found.data() if as_json else found, lambda f: _plan_text(f, latex), as_json)
 
 # %% ../nbs/89_compare_commands.ipynb #n10a
-def _no_contradiction(given, pilot, metric, items, clusters, icc, epochs, noise, discordance, sd):
+def _no_contradiction(anything, given, pilot, metric, items, clusters, icc, epochs, noise, discordance, sd):
     def no(why): raise ConfigError(why)
+    if not anything: no("say what is known: --difference for the items, --items for the difference, both for the "
+                        "power, --margin for equivalence, or a --benchmark; as in qwen-eval power --difference 0.03.")
     if pilot and given: no(f"--pilot shows what {', '.join(given)} would assume; leave one of the two out.")
-    if metric and not pilot: no("--metric is of a pilot; name its runs with --pilot.")
+    if metric is not None and not pilot: no("--metric is of a pilot; name its runs with --pilot.")
     if None not in (discordance, sd): no("--discordance is of right and wrong answers, --sd of real values; give one.")
     if {"--icc", "--per-cluster"} & {*given} and discordance is None and sd is None:
         no("--icc and --per-cluster are of differences that --discordance or --sd describe; give one of these too.")
@@ -191,7 +197,7 @@ def _units(design, items, clusters):
     if items < 2 * size: raise ConfigError(f"--items {items}: clusters have {size:g} items, and two are needed.")
     return int(items // size)
 
-# %% ../nbs/89_compare_commands.ipynb #n11a
+# %% ../nbs/89_compare_commands.ipynb #n11
 def _plan_text(p, latex):
     asked = {"units": p.design.unit, "power": "power", "difference": "difference"}[p.asked]
     unit = [] if p.design.unit == "items" else [(p.design.unit, f"{p.n:,}")]
@@ -200,7 +206,7 @@ def _plan_text(p, latex):
              ("margin", p.margin and p.shown(p.margin)), ("power", f"{100 * p.power:.1f} %"),
              ("level", f"{p.alpha:g}" + (", each of two one-sided tests" if p.margin else ", two-sided")),
              ("assumed", p._words()), ("pilot", p.between and f"{p._ends()} at the ends of its interval"),
-             (p.benchmark, p.room)]
+             ("benchmark", p.room)]
     brief = [{"share": f"{100 * o['discordance']:g} %", "items": o["items"], "gap": p.shown(o["difference"]),
               "power": f"{100 * o['power']:.1f} %"} for o in p.others]
     columns = {"share": "one alone is right on", "items": "items", "gap": "difference", "power": "power"}

@@ -132,7 +132,14 @@ class Comparison(Result):
                 _in(d).sentence]
         if self.adjusted is not None: said.append(f"Adjusted by Holm's method, p is {_small(self.adjusted)}.")
         said.append(f"{self.verdict[0].upper()}{self.verdict[1:]}.")
-        return " ".join([*said, *([self.equivalence.sentence] if self.equivalence else [])])
+        same = [self.equivalence.sentence, self.caution] if self.equivalence else []
+        return " ".join(filter(None, [*said, *same]))
+
+    @property
+    def caution(self) -> str: # Empty where nothing stands in the way
+        "What must be said beside equivalence."
+        shown = self.objections and self.equivalence and self.equivalence.verdict == "equivalent"
+        return "What stands in the way of a winner stands in the way of this as well." if shown else ""
 
     def latex_rows(self) -> str: # One row
         "Benchmark, A, B, their scores, difference, interval, items, p-value, adjusted one where there is."
@@ -187,7 +194,7 @@ def _compared(a, b, metric, level, margin, names):
                       difference=d, equivalence=test, left_out=odd, objections=tuple(objections(a, b)),
                       higher_is_better=m.higher_is_better)
 
-# %% ../nbs/75_comparisons.ipynb #n12a
+# %% ../nbs/75_comparisons.ipynb #n12b
 def _difference(common, level):
     "The paired difference of two runs, by what their values are."
     (x, y), m, items = common.values, common.metric, common.items
@@ -217,11 +224,12 @@ def _equivalence(common, margin, run):
     return equivalence(*means, margin, **{**how, "range": common.range}, metric=d.metric)
 
 def _chance(run, common):
-    "What guessing scores, where items have options and can be loaded; else 0."
-    if common.metric.kind != "binary": return 0.0
-    try: asked = [len(i.choices) for i in items_of(run.manifest).items if i.id in {*common.items}]
-    except QwenEvalError: return 0.0
-    return float(np.mean([1 / k for k in asked])) if asked and min(asked) > 1 else 0.0
+    "What guessing scores, where items have options and can be loaded; else the least there is."
+    least, kept = common.metric.range[0], {*common.items}
+    if common.metric.kind != "binary": return least
+    try: asked = [len(i.choices) for i in items_of(run.manifest).items if i.id in kept]
+    except QwenEvalError: return least
+    return float(np.mean([1 / k for k in asked])) if asked and min(asked) > 1 else least
 
 # %% ../nbs/75_comparisons.ipynb #n10
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ def n_items_of(
     sets = source_registry().get(b.data_id, {}).get("item_sets", ())
     return next((s["splits"][b.split] for s in sets if b.split in s["splits"]), None)
 
-# %% ../nbs/75_planning.ipynb #n08
+# %% ../nbs/75_planning.ipynb #n08a
 def make_design(
     discordance: float | None = None, # Share of items that one model alone gets right, in (0, 1]
     sd: float | None = None, # Standard deviation of the differences of single answers to an item, > 0
@@ -46,6 +46,8 @@ def make_design(
                           "differences, for real values: one of the two.")
     if (icc is None) != (per_cluster is None):
         raise ConfigError("clusters need both: how alike their items are (icc) and how many there are in one.")
+    if icc is not None and not 1 <= per_cluster < math.inf:
+        raise ConfigError(f"per_cluster={per_cluster}; a cluster has one item or more.")
     if discordance is not None: binary = PairedBinary(discordance=discordance)
     elif not 0 < sd < math.inf: raise ConfigError(f"sd={sd}; a standard deviation is above 0.")
     spread = math.sqrt(discordance) if sd is None else sd
@@ -104,7 +106,7 @@ def pilot_design(
         raise ConfigError(f"the pilot's items come in clusters; its plan is for the {had} epochs that it has.")
     return (found if epochs == had and noise is None else with_epochs(found, epochs, noise)), common.metric.id
 
-# %% ../nbs/75_planning.ipynb #n17a
+# %% ../nbs/75_planning.ipynb #n17
 @dataclass(frozen=True, kw_only=True)
 class Planned(Result):
     "How many items find which difference, or show which equivalence, how surely; one of them was asked for."
@@ -175,6 +177,12 @@ class Planned(Result):
         found = "" if self.finds is None else f" All of them find {self.shown(self.finds)} with that power."
         return f"{self.benchmark} has {self.has:,} items: too few, {self.n_items - self.has:,} are missing.{found}"
 
+    def latex_rows(self) -> str: # One row
+        "Items, difference, margin where there is one, power in percent, level."
+        gaps = [x for x in (self.difference, self.margin) if x is not None]
+        said = [f"{100 * x:.3g}" if self.share else f"{x:.3g}" for x in gaps]
+        return " & ".join([str(self.n_items), *said, f"{100 * self.power:.1f}", f"{self.alpha:g}"]) + r" \\"
+
     def data(self) -> dict[str, Any]: # Ready for JSON
         "Everything as plain data."
         return {**asdict(self), "design": {"kind": type(self.design).__name__, **asdict(self.design)},
@@ -198,6 +206,9 @@ def plan_comparison(
                                                            "power, tell the other.")
     if None not in (n, difference, power): raise ConfigError("items, difference and power are given: two of them tell "
                                                              "the third; leave one out.")
+    if difference is not None and abs(difference) > design.largest:
+        raise ConfigError(f"difference={difference:g} with discordance={design.largest:g}: a difference of shares "
+                          "comes from items that one alone gets right, so it is at most their share.")
     if n is None: p = plan_items(design, difference, power or 0.8, alpha)
     elif difference is None: p = plan_difference(design, n, power or 0.8, alpha)
     else: p = plan_power(design, n, difference, alpha)

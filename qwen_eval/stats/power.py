@@ -109,7 +109,7 @@ def _power(shift, df, alpha):
     if df < 1: return 0.0
     edge = t.isf(alpha / 2, df)
     if abs(shift) > 30: return 1.0 if abs(shift) > 2 * edge else float(norm.sf(edge - abs(shift)))
-    return float(nct.sf(edge, df, shift) + nct.cdf(-edge, df, shift))
+    return float(nct.sf(edge, df, shift) + nct.sf(edge, df, -shift)) # scipy's nct.cdf is NaN far in the lower tail
 
 # %% ../../nbs/64_stats.power.ipynb #n13
 @dataclass(frozen=True, kw_only=True)
