@@ -16,6 +16,7 @@ _LAZY = {
     "benchmark": "datasets.all", "benchmarks": "datasets.all", "custom_benchmark": "datasets.all",
     "register_benchmark": "datasets.all", "series": "checkpoints", "diff_runs": "diffs", "verify_run": "verification",
     "export_run": "archives", "import_run": "archives", "paired_difference": "stats.paired",
+    "compare_runs": "comparisons", "compare_all_runs": "comparisons",
     "run_performance": "performance", "run_bench": "bench.measure", "read_bench": "bench.measure",
 }
 

@@ -15,6 +15,7 @@ import typer
 from .bench_commands import bench_command
 from .benchmark_commands import benchmarks
 from .cache_commands import CacheFlag, cache
+from .compare_commands import compare_, power_
 from .conformance_commands import conformance_
 from .console import (LOOK, BudgetTok, BudgetUsd, Concurrency, Edge, EngineChoice, JsonFlag, JudgeBudget,
                                JudgeEngine, JudgeName, ModelName, PresetName, ProtocolName, RunName, ServedName,
@@ -228,6 +229,8 @@ def diff_(
     found = diff_runs(run_a, run_b, limit=limit, every=every, texts=texts)
     say(dict(found) if as_json else found, lambda d: d.text(items or None, line_width()), as_json)
 
+app.command("compare")(compare_)
+app.command("power")(power_)
 app.command("quality")(quality_)
 
 @app.command("rescore")

@@ -107,13 +107,13 @@ def test_rules_of_the_run_chart_have_few_false_alarms():
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-    "Four runs that differ in the seed, dated backwards, and one of another preset."
+    "Four runs that differ in the seed, dated out of order, and one of another preset."
     home = tmp_path_factory.mktemp("runs")
     asked = {"source": "specimen", "runs": home, "progress": False, "engine": FakeEngine("random")}
     runs = [evaluate(Model(id="m"), "arc_challenge", seed=s, **asked) for s in range(4)]
-    for day, r in enumerate(runs):
+    for day, r in zip((13, 19, 11, 17), runs, strict=True):
         file = r.path / "manifest.json"
-        manifest = json.loads(file.read_text()) | {"started": f"2026-01-{20 - day:02d}T00:00:00+00:00"}
+        manifest = json.loads(file.read_text()) | {"started": f"2026-01-{day}T00:00:00+00:00"}
         file.write_text(json.dumps(manifest))
     evaluate(Model(id="m"), "arc_challenge", preset="performance", **asked)
     return list_runs(home)
@@ -128,7 +128,7 @@ def test_a_history_is_in_time_order(stored):
     assert len({*found.fingerprints}) == 1
     by_id = {r.id: r for r in stored}
     assert found.counts == tuple(by_id[i].scores.acc.sum() for i in found.run_ids)
-    assert [by_id[i].manifest["fingerprint"]["protocol"]["seed"] for i in found.run_ids] == [3, 2, 1, 0]
+    assert [by_id[i].manifest["fingerprint"]["protocol"]["seed"] for i in found.run_ids] == [2, 0, 3, 1]
     assert len(cusum(found.counts, found.sizes, found.fingerprints, n_baseline=2).z) == 2
 
 

@@ -91,7 +91,7 @@ class ScalingFit(Result):
                 f"Hoffmann et al. 2022): {said} ({level:.4g} % bootstrap intervals over {self.resampled}). It is not "
                 "known to hold beyond these sizes.")
 
-# %% ../../nbs/69_stats.powerlaw.ipynb #n12a
+# %% ../../nbs/69_stats.powerlaw.ipynb #n12b
 def _fit(sizes, losses, rng, floor, huber, n_resamples, level):
     "Coefficients (n,), their transforms in every resample (n_resamples, n), and what else the result needs."
     x = np.log(sizes) # (n_terms, n_points)
@@ -109,6 +109,7 @@ def _fit(sizes, losses, rng, floor, huber, n_resamples, level):
     drawn = _descend(np.tile(best, (n_resamples, 1)), x, ys, weights, floor, huber)[0]
     return *(_logarithms(t, centre[:, 0]) for t in (best, drawn)), kind, float(np.median(np.abs(y - fitted)))
 
+# %% ../../nbs/69_stats.powerlaw.ipynb #n13
 def _resampled_means(losses, rng, n_resamples):
     "ln of the mean loss of each size over the same resampled items, shape (n_resamples, n_sizes)."
     n, least = losses.shape[1], losses[losses > 0].min() / 2 # half of one error where a resample has none
@@ -122,6 +123,7 @@ def _logarithms(theta, centre):
     out[:, -2 * m:-m] += theta[:, -m:] * centre
     return out
 
+# %% ../../nbs/69_stats.powerlaw.ipynb #n14a
 _WHAT = {"items": "bootstrap percentiles over items", "points": "bootstrap percentiles over points",
          "residuals": "bootstrap of residuals with Student's t"}
 
@@ -149,6 +151,7 @@ def _result(formula, order, fit, sizes, losses, level, metric):
     return ScalingFit(formula=formula, coefficients={k: made[k] for k in order}, n_sizes=len(set(sizes)), n_points=n,
                       scatter=scatter, resampled=kind)
 
+# %% ../../nbs/69_stats.powerlaw.ipynb #n15a
 def _checked(name, sizes, n_points):
     sizes = usable(sizes, name, 1, 1)
     if (sizes <= 0).any(): raise ConfigError(f"{name} hold {sizes.min():g}; all are positive numbers.")
