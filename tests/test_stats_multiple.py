@@ -66,12 +66,13 @@ def test_pairs_do_not_depend_on_company():
             assert np.isclose(getattr(many, name)[k], getattr(two, name)[0], rtol=1e-12), name
 
 
-def test_midp_lies_between_the_half_and_the_exact_test():
+def test_midp_counts_half_of_what_was_seen():
     from scipy.stats import binom
     b, c = np.meshgrid(np.arange(30), np.arange(30))
-    exact = np.minimum(2 * binom.cdf(np.minimum(b, c), b + c, 0.5), 1)
+    less = np.minimum(b, c) # P(X < less) + P(X = less) / 2, on either side
+    one_sided = binom.cdf(less - 1, b + c, 0.5) + binom.pmf(less, b + c, 0.5) / 2
     p = midp_mcnemar(b, c)
-    assert (p <= exact + 1e-12).all() and (p >= exact / 2 - 1e-12).all() and (p == p.T).all()
+    assert np.allclose(p, 2 * one_sided) and (p == p.T).all() and np.allclose(np.diag(p), 1)
 
 
 @pytest.mark.parametrize("method", ["holm", "bh", "by", "bonferroni"])

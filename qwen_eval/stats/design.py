@@ -131,7 +131,7 @@ def _product(words):
     for w in words: total = _times(total, w)
     return total
 
-# %% ../../nbs/68_stats.design.ipynb #n14a
+# %% ../../nbs/68_stats.design.ipynb #n14
 def anova(
     values: np.ndarray, # One for each observation, shape (n_observations,)
     factors: Mapping[str, Sequence], # Level of each observation, by factor, each of shape (n_observations,)
@@ -157,6 +157,7 @@ def anova(
     left = y - basis @ (basis.T @ y)
     return _tested(rows, len(y) - basis.shape[1], float(left @ left), len(y))
 
+# %% ../../nbs/68_stats.design.ipynb #n15a
 def _columns(labels, n):
     "Indicators of every combination of levels, shape (n_observations, n_combinations)."
     codes = np.unique(np.array([np.unique(x, return_inverse=True)[1] for x in labels]), axis=1, return_inverse=True)[1]

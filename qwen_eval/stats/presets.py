@@ -16,7 +16,7 @@ from .margins import equivalence_items
 from .pairs import midp_mcnemar
 from .results import Result
 
-# %% ../../nbs/68_stats.presets.ipynb #n04
+# %% ../../nbs/68_stats.presets.ipynb #n04a
 def preset_matters(
     values: np.ndarray, # Of the preset in question, shape (n_items,) or (n_items, n_epochs)
     reference: np.ndarray, # Of the reference preset on the same items in the same order, same shape
@@ -48,6 +48,7 @@ def preset_matters(
         reason = f"{reason}, and the difference seen is not well within it"
     return PresetVerdict(verdict=verdict, reason=reason, test=test, noise=noise, needs=needs, **flips)
 
+# %% ../../nbs/68_stats.presets.ipynb #n05
 def _flips(values, again, reference):
     "Shares of items that change, and whether the preset changes more than the repeat; None where values are real."
     x, y, z = (np.asarray(v, float) for v in (values, again, reference))
