@@ -2338,6 +2338,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'qwen_eval.records.Estimate._repr_html_': ('records.html#estimate._repr_html_', 'qwen_eval/records.py'),
                                    'qwen_eval.records.Estimate._small': ('records.html#estimate._small', 'qwen_eval/records.py'),
                                    'qwen_eval.records.Estimate._unit': ('records.html#estimate._unit', 'qwen_eval/records.py'),
+                                   'qwen_eval.records.Estimate.ends': ('records.html#estimate.ends', 'qwen_eval/records.py'),
                                    'qwen_eval.records.Estimate.latex_row': ('records.html#estimate.latex_row', 'qwen_eval/records.py'),
                                    'qwen_eval.records.Estimate.sentence': ('records.html#estimate.sentence', 'qwen_eval/records.py'),
                                    'qwen_eval.records.Item': ('records.html#item', 'qwen_eval/records.py'),

@@ -229,6 +229,7 @@ def diff_(
     found = diff_runs(run_a, run_b, limit=limit, every=every, texts=texts)
     say(dict(found) if as_json else found, lambda d: d.text(items or None, line_width()), as_json)
 
+# %% ../nbs/90_cli.ipynb #n16
 app.command("compare")(compare_)
 app.command("power")(power_)
 app.command("quality")(quality_)

@@ -15,7 +15,7 @@ from .errors import ConfigError
 from .metrics import Metric, metrics, stratum_weights
 from .records import COUNTED
 from .runs import Run
-from .scores import measured
+from .weighing import measured
 from .stats.epochs import chance_of_all, chance_of_any
 
 # %% ../nbs/74_common.ipynb #n05a

@@ -160,6 +160,11 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] ({', '.join(said)})"
 
     @property
+    def ends(self) -> tuple[float, float]: # Lower and upper
+        "Both ends of the interval."
+        return self.low, self.high
+
+    @property
     def sentence(self) -> str: # One sentence
         "What a paper says of it: value, interval, method, what was counted, and the p-value where there is one."
         what = (self.metric or "value").replace("_", " ")

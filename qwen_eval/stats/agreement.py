@@ -72,7 +72,7 @@ def _from_share(table, weights, level): # both ends, from Wilson's of the (weigh
     return _beyond(float((worth * table).sum()) / n, int(n), chance, level)
 
 def _beyond(share, n, chance, level): # ends of Wilson's interval of a share of agreement, beyond chance
-    return [max((x - chance) / (1 - chance), -1.0) for x in wilson(share * n, n, level)]
+    return [max((x - chance) / (1 - chance), -1.0) for x in wilson(share * n, n, level).ends]
 
 # %% ../../nbs/66_stats.agreement.ipynb #n11a
 def fleiss_kappa(
@@ -162,7 +162,7 @@ def _rating_counts(ratings):
     return values, counts, len(x)
 
 def _alike(value, both, n, kind, level): # where every item agrees, or disagrees, as much as the next
-    if kind != "nominal": return (wilson(n, n, level)[0], 1.0) if value == 1 else (-1.0, 1.0)
+    if kind != "nominal": return (wilson(n, n, level).low, 1.0) if value == 1 else (-1.0, 1.0)
     total = both.sum()
     chance = float((both * (both - 1)).sum() / (total * (total - 1))) # that two ratings are the same
     return _beyond(min(max(value * (1 - chance) + chance, 0.0), 1.0), n, chance, level)

@@ -84,7 +84,7 @@ def reliability(
     full, n, mean, share = _binned(c, y, n_bins)
     made = []
     for k, p in zip(n, share, strict=True):
-        low, high = wilson(p * k, int(k), check_level(level))
+        low, high = wilson(p * k, int(k), check_level(level)).ends
         made.append(Estimate(value=float(p), low=low, high=high, level=level, method="wilson", metric="correct",
                              n_items=int(k), estimand="share right among answers of this confidence", scale="share"))
     return Reliability(lows=tuple(full / n_bins), highs=tuple((full + 1) / n_bins), confidence=tuple(map(float, mean)),
@@ -193,7 +193,8 @@ def brier(
     else: p, came = (x[:, None] for x in _checked(probabilities, outcomes, n_bins))
     losses = ((p - came) ** 2).sum(axis=1) # (n_items,)
     most = 2.0 if several else 1.0
-    low, high, method = mean_t(losses, (0.0, most), level)
+    found = mean_t(losses, (0.0, most), level)
+    (low, high), method = found.ends, found.method
     parts = np.sum([_murphy(*_checked(a, b, n_bins), n_bins) for a, b in zip(p.T, came.T, strict=True)], axis=0)
     named = dict(zip(("reliability", "resolution", "uncertainty"), map(float, parts), strict=True))
     rest = float(losses.mean() - (parts[0] - parts[1] + parts[2]))

@@ -68,7 +68,7 @@ def pass_from_counts(
     asked = {"metric": name, "estimand": f"share of the population of items solved by {'each' if every else 'one'} of "
                                          f"{k} answers"}
     if clusters is None and (n.max() == 1 or len(n) == 1): # plain shares; and one item shows no spread
-        low, high = wilson(by_item.sum(), len(n), level)
+        low, high = wilson(by_item.sum(), len(n), level).ends
         return Estimate(value=float(by_item.mean()), low=low, high=high, level=level, method="wilson", n_items=len(n),
                         n_epochs=int(n.max()), how="Wilson's score interval over items", scale="share", **asked)
     e = clustered_mean(by_item, clusters, level=level, **asked)

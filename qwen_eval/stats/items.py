@@ -61,7 +61,7 @@ def item_analysis(
     if (unasked := ~seen.any(axis=0)).any():
         raise ConfigError(f"item {int(unasked.argmax())} (from 0) was asked of no model; leave it out.")
     n, right = seen.sum(axis=0), np.nansum(x, axis=0) # (n_items,)
-    ends = {pair: wilson(*pair, level) for pair in {*zip(right.tolist(), n.tolist(), strict=True)}}
+    ends = {pair: wilson(*pair, level).ends for pair in {*zip(right.tolist(), n.tolist(), strict=True)}}
     low, high = np.array([ends[pair] for pair in zip(right.tolist(), n.tolist(), strict=True)]).T
     return ItemTable(share=right / n, low=low, high=high, discrimination=_item_rest(x, seen), n_models=len(x),
                      all_right=int((right == n).sum()), all_wrong=int((right == 0).sum()),

@@ -32,7 +32,7 @@ def ppi_mean(
     weight, centre, se, q = _powered(y, f, g, kind, check_level(level))
     value = float(np.clip(weight * g.mean() + (y - weight * f).mean(), low, high))
     ends = max(centre - q * se, low), min(centre + q * se, high)
-    human = wilson(y.sum(), n, level) if kind == "binary" else mean_t(y, (low, high), level)[:2]
+    human = (wilson(y.sum(), n, level) if kind == "binary" else mean_t(y, (low, high), level)).ends
     method = "ppi++"
     if kind == "bounded" and np.ptp(y) < 1e-9 * max(1.0, np.abs(y).max()): # no spread to learn from
         ends, method = human, "wilson (rescaled), labels only"
@@ -240,17 +240,18 @@ def position_bias(
     effect = Estimate(value=float(diff.mean()), low=low, high=high, method="paired difference", how=how,
                       metric="effect of place", counts=counts, scale="points",
                       p_value=_mid_p(counts["first_favoured"], counts["second_favoured"]), **what)
-    ends = wilson(counts["same"], n, level)
+    ends = wilson(counts["same"], n, level).ends
     same = Estimate(value=counts["same"] / n, low=ends[0], high=ends[1], method="wilson", metric="consistency",
                     scale="share", **what)
-    low, high, method = mean_t((x + z) / 2, (0, 1), level)
+    found = mean_t((x + z) / 2, (0, 1), level)
+    (low, high), method = found.ends, found.method
     wins = Estimate(value=float((x + z).mean() / 2), low=low, high=high, method=method, scale="share",
                     metric="win rate over both orders", **what)
     return PositionBias(effect=effect, consistency=same, win_rate=wins)
 
 def _effect(diff, level): # Bonett and Price (2012), Student's t where there are ties
     from scipy.stats import norm
-    if not np.isin(diff, (-1, 0, 1)).all(): return mean_t(diff, (-1, 1), level)[:2]
+    if not np.isin(diff, (-1, 0, 1)).all(): return mean_t(diff, (-1, 1), level).ends
     padded = np.append(diff, (1, -1))
     half = float(norm.isf((1 - level) / 2)) * padded.std() / math.sqrt(len(padded))
     return max(float(padded.mean()) - half, -1.0), min(float(padded.mean()) + half, 1.0)

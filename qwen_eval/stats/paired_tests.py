@@ -33,17 +33,16 @@ def sign_flip(
     moved = d[np.abs(d) > 1e-12 * max(1.0, np.abs(d).max())]
     sums, _, exact = _flipped(moved, n_resamples, rng)
     edge = 1e-9 * max(1.0, np.abs(d).max())
-    fewer = min((sums <= edge).sum(), (sums >= -edge).sum()) + 1 # the pattern seen flips nothing
-    p = min(1.0, 2 * float(fewer) / (len(sums) + 1))
-    sums, sizes, _ = _flipped(d, n_resamples, rng)
+    fewer = float(min((sums <= edge).sum(), (sums >= -edge).sum()) + 1) # the pattern seen flips nothing
+    count, (sums, sizes, _) = len(sums) + 1, _flipped(d, n_resamples, rng)
     means, k = np.sort(sums / sizes), math.floor(tail * (len(sums) + 1) + 1e-9)
     plain = mean_t(d, (-width, width), level)
-    if plain.method != "t": low, high = plain.low, plain.high # all equal: no spread to learn from
-    else: low, high = (float(means[k - 1]), float(means[-k])) if k else (-width, width)
-    how = f"sign-flip test of no difference, {'all patterns' if exact else f'{n_resamples:,} draws'}"
+    low, high = plain.ends # those stay where all are equal: no spread to learn from
+    if plain.method == "t": low, high = (float(means[k - 1]), float(means[-k])) if k else (-width, width)
+    draws = "all patterns" if exact else f"{n_resamples:,} draws"
     return Estimate(value=float(d.mean()), low=min(low, float(d.mean())), high=max(high, float(d.mean())), level=level,
-                    method="sign flip", metric="difference", n_items=len(d), p_value=p,
-                    how=f"{how} (Pitman 1937), interval by inversion",
+                    method="sign flip", metric="difference", n_items=len(d), p_value=min(1.0, 2 * fewer / count),
+                    how=f"sign-flip test of no difference, {draws} (Pitman 1937), interval by inversion",
                     scale="points" if tuple(range) == (0, 1) else "number",
                     estimand="mean difference over the population of items",
                     counts={"b": int((d > 0).sum()), "c": int((d < 0).sum())})

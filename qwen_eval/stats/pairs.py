@@ -87,7 +87,7 @@ def _real_pairs(x, i, j, level, low, high):
     for k in np.flatnonzero(flat):
         d = x[i[k]] - x[j[k]]
         p[k] = 1.0 if np.abs(d).max() <= 1e-9 * max(1.0, np.abs(x).max()) else 2.0 ** (1 - n)
-        ends[:, k] = mean_t(d, (-width, width), level)[:2]
+        ends[:, k] = mean_t(d, (-width, width), level).ends
     return {"difference": difference, "se": se, "low": ends[0], "high": ends[1], "p_value": p, "b": None, "c": None,
             "method": "paired t"}
 

@@ -91,7 +91,7 @@ def _at_an_end(errors, chance, level):
     if not 0 <= chance < 1: raise ConfigError(f"chance={chance}; give what guessing scores, a fraction in [0, 1).")
     n = errors.shape[1]
     for who, k in zip(("first", "second"), errors.sum(axis=1), strict=True):
-        low, high = wilson(k, n, level)
+        low, high = wilson(k, n, level).ends
         if low <= 0: return (f"the {who} model has no error on {n} items: the logarithm of its error is not known. "
                              "Report the difference, or ask more or harder items.")
         if high >= 1 - chance: return (f"the {who} model scores {1 - k / n:.3f} on {n} items, not distinguishable from "
@@ -106,7 +106,7 @@ def _bonett_price_ratio(errors, level):
     joint = math.sqrt((discordant + 2) / ((a + 1) * (b + 1)))
     alone = sum(math.sqrt((1 - (k + 1) / (any_ + 2)) / (k + 1)) for k in (a, b))
     z = joint / alone * -float(ndtri((1 - level) / 2)) # that of Wilson's intervals of a and b among `any_` items
-    (a_low, a_high), (b_low, b_high) = (wilson(k, any_, 1 - 2 * float(ndtr(-z))) for k in (a, b))
+    (a_low, a_high), (b_low, b_high) = (wilson(k, any_, 1 - 2 * float(ndtr(-z))).ends for k in (a, b))
     return math.log(a_low / b_high), math.log(a_high / b_low)
 
 def _t_ends(value, se, n, level):

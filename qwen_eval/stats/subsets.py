@@ -119,7 +119,7 @@ def short_form(
         chosen, predict = _METHODS[method](x[fold != f], n_kept, rng)
         errors[fold == f] = predict(x[fold == f][:, chosen]) - full[fold == f]
     any_items = [np.abs(x[:, rng.choice(k, n_kept, replace=False)].mean(axis=1) - full).mean() for _ in range(200)]
-    value, (low, high, _) = float(np.abs(errors).mean()), mean_t(np.abs(errors), (0, 1), check_level(level))
+    value, (low, high) = float(np.abs(errors).mean()), mean_t(np.abs(errors), (0, 1), check_level(level)).ends
     error = Estimate(value=value, low=low, high=high, level=level, method="leave models out, t", n_items=k,
                      metric="mean absolute error of the score", estimand="population of models, these items",
                      counts={"models": n, "items_kept": int(n_kept)}, scale="points")

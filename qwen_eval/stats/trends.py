@@ -341,7 +341,7 @@ def run_chart(
     sides = np.sign(shares - median)[shares != median] # (n_useful,)
     crossings = np.flatnonzero(np.diff(sides))
     longest = int(np.diff(np.r_[-1, crossings, len(sides) - 1]).max()) if len(sides) else 0
-    ends = [wilson(c, s, level) for c, s in zip(counts, sizes, strict=True)]
+    ends = [wilson(c, s, level).ends for c, s in zip(counts, sizes, strict=True)]
     n = max(len(sides), 1)
     return RunChart(shares=tuple(map(float, shares)), sizes=tuple(map(float, sizes)), level=float(level),
                     lows=tuple(float(a) for a, _ in ends), highs=tuple(float(b) for _, b in ends), median=median,

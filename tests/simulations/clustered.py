@@ -56,7 +56,7 @@ def holds(e, truth): return e.low <= truth <= e.high
 
 
 def pooled(x, truth): # as if all answers were independent
-    low, high = wilson(x.sum(), x.size, LEVEL)
+    low, high = wilson(x.sum(), x.size, LEVEL).ends
     return low <= truth <= high
 
 
@@ -151,7 +151,7 @@ def passes(kind, p, shape, icc, k, bound, n, rng):
     for q in chances(kind, p, icc, (n, n_items), rng):
         x = (rng.random(shape) < q[:, None]).astype(float)
         hits.append(holds(pass_at_k(x, k), truth))
-        low, high = (1 - (1 - end) ** k for end in wilson(x.sum(), x.size, LEVEL)) # of one pooled chance
+        low, high = (1 - (1 - end) ** k for end in wilson(x.sum(), x.size, LEVEL).ends) # of one pooled chance
         naive.append(low <= truth <= high)
     return [row(f"pass@{k}", f"{kind}, p = {p}, ICC {icc}, {n_items} items x {n_epochs} epochs",
                 "unbiased by item, CR2, logit", hits, "1 - (1 - p)^k of the pooled p", naive, bound)]

@@ -39,7 +39,7 @@ def corrected(rng, n_reps):
         for _ in range(n_reps if main else n_reps // 4):
             y, f = marked(rng, n_labels, share, sensitivity, specificity)
             g = marked(rng, n_judged, share, sensitivity, specificity)[1]
-            e, (low, high) = ppi_mean(y, f, g), wilson(g.sum(), n_judged)
+            e, (low, high) = ppi_mean(y, f, g), wilson(g.sum(), n_judged).ends
             try: other = holds(rogan_gladen(y, f, g), share)
             except ValueError: other = np.nan # no wrong answer labelled, or a judge that tells nothing
             width = (e.high - e.low) / (e.detail["human_high"] - e.detail["human_low"])
@@ -134,7 +134,7 @@ def lengths(rng, n_reps):
         base, own = rng.integers(500, 2500, 400), rng.integers(900, 3500, 400)
         gap = np.tanh((own - base) / np.std(own - base, ddof=1))
         liked = (rng.random(400) < 1 / (1 + np.exp(0.4 - 1.2 * gap))) * 1.0
-        low, high = wilson(liked.sum(), 400)
+        low, high = wilson(liked.sum(), 400).ends
         hits.append(holds(length_controlled(liked, own, base), 1 / (1 + np.exp(0.4))))
         plain.append(low <= 1 / (1 + np.exp(0.4)) <= high)
     yield row("coverage", "win rate at equal lengths 0.40, 400 items", "length_controlled", hits, "win rate, Wilson",
