@@ -28,7 +28,8 @@ def bayes_proportion(
     (k, n), (a, b), tail = check_counts(k, n), _prior(prior, 2), (1 - check_level(level)) / 2
     low, high = betaincinv(k + a, n - k + b, (tail, 1 - tail))
     return Estimate(value=float((k + a) / (n + a + b)), low=float(low), high=float(high), level=level,
-                    method="beta posterior", metric="proportion", scale="share", n_items=round(n), counts={"right": round(k)},
+                    method="beta posterior", metric="proportion", scale="share", n_items=round(n),
+                    counts={"right": round(k)},
                     estimand="proportion in the population that the items were drawn from",
                     how=f"posterior mean and equal-tailed credible interval, prior Beta({a:g}, {b:g})")
 
