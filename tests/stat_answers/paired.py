@@ -13,7 +13,8 @@ def binary_test(case, find):
     b, c = case["inputs"]["b"], case["inputs"]["c"]
     if isinstance(case["expected"], dict): # which figures are wanted
         found = {"with_cc": mcnemar(b, c, "chi2-corrected"), "without_cc": mcnemar(b, c, "chi2")}
-        return {k: [e.detail["statistic"], e.p_value] for k, e in found.items()}
+        exact, mid = mcnemar(b, c, "exact").p_value, mcnemar(b, c).p_value
+        return {k: [e.detail["statistic"], e.p_value] for k, e in found.items()} | {"exact": exact, "mid_p": mid}
     method = "mid-p" if "mid" in plain(case["inputs"].get("method", case["id"])) else "exact"
     return mcnemar(b, c, method).p_value
 
