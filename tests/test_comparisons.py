@@ -467,7 +467,8 @@ def test_output_fits(stored, width, monkeypatch):
     ids = [r.id for r in stored]
     update_manifest(stored[2].path, marks=["specimen"])
     for words in (("compare", *ids[:2], "--margin", "0.05"), ("compare", *ids, "--margin", "0.05"),
-                  ("power", "--difference", "0.03", "--benchmark", "gsm8k"), ("power", "--margin", "0.03", "--sd", "1")):
+                  ("power", "--difference", "0.03", "--benchmark", "gsm8k"),
+                  ("power", "--margin", "0.03", "--sd", "1")):
         said = ask(*words).stdout
         assert max(map(len, said.splitlines())) <= width and ("power" in said or ids[0][-8:] in said)
 
