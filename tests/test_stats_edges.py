@@ -50,7 +50,7 @@ def lazy(path, **arguments):
 def design(): return importlib.import_module("qwen_eval.stats.power").PairedBinary(discordance=0.2)
 
 
-def family(): return importlib.import_module("qwen_eval.stats.multiple").Family(("x", "y"))
+def family(): return importlib.import_module("qwen_eval.stats.multiple").Family(names=("x", "y"))
 
 
 ABOUT = {"responses": (SEED.random((12, 8)) < np.linspace(0.3, 0.9, 8)).astype(float)}
@@ -61,7 +61,8 @@ COUNTS2 = {"k1": 30, "n1": 40, "k2": 20, "n2": 41}
 MANY = {"values": X, "names": THREE}
 SHARE = {"low": 0.5, "high": 0.7}
 TREND = {"counts": RUNS, "sizes": [500] * 6, "fingerprints": ["f"] * 6}
-HUMAN = {"labels": X[0][:20], "verdicts": X[1][:20], "others": X[2]}
+HUMAN = {"labels": [0, 1, 1, 0, 1, 1, 1, 0, 0, 1, 1, 0], "verdicts": [0, 1, 1, 0, 1, 0, 1, 0, 1, 1, 1, 0],
+         "others": X[0]}
 LABELS = {"stratum": [int(v) for v in X[1]], "label": X[0]}
 GOOD = {
     "ability.abilities": {**ABOUT, **ITEMS}, "ability.information": ITEMS,
@@ -80,7 +81,7 @@ GOOD = {
                           "allocation": lazy("budget.allocate", sizes={"a": 20, "b": 10}, budget=9)},
     "calibration.top_label": {"probabilities": [[0.2, 0.8], [0.6, 0.4], [0.5, 0.5]], "targets": [1, 0, 0]},
     "calibration.reliability": {"confidence": R[0], "correct": X[0]},
-    "calibration.calibration": {"confidence": R[0], "correct": X[0], "rng": DRAW, "n_simulations": 50},
+    "calibration.calibration": {"confidence": R[0], "correct": X[0], "rng": DRAW, "n_simulations": 100},
     "calibration.brier": {"probabilities": R[0], "outcomes": X[0]},
     "clustered.clustered_mean": {"values": X[0], "clusters": GROUP},
     "clustered.stratified_clustered": {"values": X[0], "strata": [k % 2 for k in range(N)], "clusters": NAMES},
@@ -205,7 +206,8 @@ def odd_arrays(x):
     if np.asarray(x).dtype.kind not in "fiub": return
     a = np.array(x, float)
     yield from (("all wrong", a * 0), ("all right", a * 0 + 1), ("ties", a * 0 + 0.5), ("huge", a * 1e300 + 1e300),
-                ("negative", -a - 1), ("an axis more", a[None]), ("an axis less", a.ravel()), ("of text", a.astype(str)))
+                ("negative", -a - 1), ("an axis more", a[None]), ("an axis less", a.ravel()),
+                ("of text", a.astype(str)))
     for name, value in (("NaN", math.nan), ("infinity", math.inf)):
         y = a.copy()
         y.flat[0] = value
@@ -292,3 +294,45 @@ def test_edges(name):
     found = [(label, faults(public()[name], arguments)) for label, arguments in changed(GOOD[name])]
     assert not [f"{label} -> {fault}" for label, fault in found if fault]
     assert len(found) > 2
+
+
+def flat(x):
+    "A result as text, every bit of its numbers."
+    if isinstance(x, np.ndarray) and x.dtype != object: return [str(x.dtype), x.shape, x.tobytes().hex()]
+    if dataclasses.is_dataclass(x): return [type(x).__name__, *(flat(getattr(x, k)) for k in x.__dataclass_fields__)]
+    if isinstance(x, dict): return [[str(k), flat(v)] for k, v in x.items()]
+    if isinstance(x, (list, tuple, np.ndarray)): return [flat(v) for v in x]
+    return float(x).hex() if isinstance(x, (float, np.floating)) else repr(x)
+
+
+def everything():
+    "All good calls, as text."
+    return repr({name: flat(public()[name](**made(GOOD[name]))) for name in GOOD})
+
+
+def test_no_global_state_is_touched_and_the_same_seed_gives_the_same():
+    import random
+    before = pickle.dumps((np.random.get_state(legacy=False), random.getstate()))
+    assert everything() == everything()
+    assert pickle.dumps((np.random.get_state(legacy=False), random.getstate())) == before
+
+
+@pytest.mark.slow
+def test_threads_change_no_byte():
+    code = "import hashlib, test_stats_edges as t; print(hashlib.sha256(t.everything().encode()).hexdigest())"
+    found = set()
+    for threads in ("1", "3"):
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+        here = str(Path(__file__).parent)
+        path = os.pathsep.join([here, str(Path(here).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        env = {**os.environ, **dict.fromkeys(names, threads), "PYTHONPATH": path}
+        ended = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        found.add(ended.stdout)
+    assert len(found) == 1 and len(found.pop()) > 60
+
+
+def test_the_checks_would_see_a_flaw():
+    from qwen_eval.records import Estimate
+    bad = Estimate(value=0.5, low=math.nan, high=1.2, method="x", scale="share")
+    assert len(list(flaws(bad))) > 1 and list(flaws({"a": [np.array([math.nan])]}))
+    assert faults(lambda: np.zeros(0).mean(), {}) and faults(lambda: 1 / 0, {}) and not faults(lambda: 1, {})
