@@ -105,6 +105,8 @@ GOOD = {
     "epochs.variance_split": {"values": X.T},
     "epochs.epochs_gain": {"between": 0.1, "within": 0.2},
     "equivalence.equivalence": {**TWO, "margin": 0.3},
+    "equivalence.estimated_equivalence": {"estimate": lazy("paired.paired_t", **REAL), "mean": 0.5,
+                                          "margin": 0.3},
     "equivalence.share_equivalence": {"k": 120, "n": 200, **SHARE},
     "independent.newcombe": COUNTS2, "independent.miettinen_nurminen": COUNTS2, "independent.agresti_caffo": COUNTS2,
     "independent.check_independent": COUNTS2, "independent.cohen_h": {"p1": 0.5, "p2": 0.6, "n1": 50, "n2": 60},
@@ -212,8 +214,7 @@ OPEN = {
 def made(arguments):
     "The arguments with a fresh generator, and what is made late."
     late = {"rng": np.random.default_rng(5)} if arguments.get("rng") is DRAW else {}
-    first = {k: v() if k in ("allocation", "bounds", "design", "family", "fit", "table") and callable(v) else v
-             for k, v in arguments.items()}
+    first = {k: v() if callable(v) and k != "figure" else v for k, v in arguments.items()}
     return first | late
 
 
