@@ -193,7 +193,8 @@ def _judged(estimate, margin, plan, power, planned, off):
                       f"{'lost' if which == 'floor' else 'gained'}, nothing could have differed", needs, shrunk)
     if differs and not shown: return result("different", "there is a difference, and it may lie within the margin")
     if shown and (found >= power or not planned):
-        small = "; there is a difference, too small to matter" if differs else ""
+        gain = high == math.inf and estimate.value > 0
+        small = f"; there is {'a gain' if gain else 'a difference, too small to matter'}" if differs else ""
         return result("equivalent" if high < math.inf else "not worse", f"the interval lies within the margin{small}")
     if found >= power: return result("inconclusive", "the interval holds 0 and goes beyond the margin")
     needs = equivalence_items(_both(margin), power=power, **plan)
@@ -228,8 +229,9 @@ def estimated_equivalence(
                                                               "p_high": float(p_high), "p_difference": float(p)},
                    how=f"{'two one-sided t tests' if high < math.inf else 'one-sided t test'} of a difference "
                        f"{_against(low, high)}; {e.how.partition('; null hypothesis')[0]}")
-    off = _off_limits((mean - range[0]) / width, e.n_clusters or n, (chance - range[0]) / width, low / width,
-                      high / width, alpha)
+    shares = ((mean - range[0] + sign * abs(e.value) / 2) / width for sign in (-1, 1))
+    worse, better = (min(max(s, 0.0), 1.0) for s in shares)
+    off = _off_limits(worse, better, e.n_clusters or n, (chance - range[0]) / width, low / width, high / width, alpha)
     return _judged(made, (low, high), {"sd": e.se * math.sqrt(n), "alpha": alpha, "side": side}, check_power(power),
                    False, off)
 
