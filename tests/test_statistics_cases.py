@@ -1,8 +1,8 @@
 """Every method against values that its source, or an independent computation, gives.
 
-The cases lie in `tests/data/statistics/cases.json`, or in the file that QWEN_EVAL_STAT_CASES names: the same topics
-and input names, other numbers. `stat_answers/` holds, topic by topic, which public function answers a case; a topic
-that no room answers fails.
+The cases lie in `tests/data/statistics/cases.json` and, with other numbers, `other_cases.json`; or in the file that
+QWEN_EVAL_STAT_CASES names: the same topics and input names. `stat_answers/` holds, topic by topic, which public
+function answers a case; a topic that no room answers fails.
 """
 import importlib
 import json
@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
-FILE = Path(os.environ.get("QWEN_EVAL_STAT_CASES") or HERE / "data/statistics/cases.json")
-CASES = json.loads(FILE.read_text(encoding="utf-8"))["cases"]
+GIVEN = os.environ.get("QWEN_EVAL_STAT_CASES")
+FILES = [Path(GIVEN)] if GIVEN else [HERE / "data/statistics" / name for name in ("cases.json", "other_cases.json")]
+CASES = [case for file in FILES for case in json.loads(file.read_text(encoding="utf-8"))["cases"]]
 ROOMS = sorted(p.stem for p in (HERE / "stat_answers").glob("*.py") if p.stem != "__init__")
 
 
@@ -33,7 +34,7 @@ def find(name):
     import scipy
     base = Path(str(name).split(" ")[0]).name
     base = base if "." in base else f"{base}.csv"
-    places = (FILE.parent, HERE / "data/statistics", Path(scipy.__file__).parent / "stats/tests/data/nist_anova")
+    places = (FILES[0].parent, HERE / "data/statistics", Path(scipy.__file__).parent / "stats/tests/data/nist_anova")
     return next((p / base for p in places if (p / base).exists()), None)
 
 

@@ -37,7 +37,8 @@ def one_way(case, find):
 
 def fraction(case, find):
     generators = [g.strip() for g in case["inputs"]["generator"].split(",")]
-    letters = sorted({x for g in generators for x in g if x.isalpha()})
+    last = max(x for g in generators for x in g if x.isalpha())
+    letters = [chr(k) for k in range(ord("A"), ord(last) + 1)]
     design = fractional_factorial(dict.fromkeys(letters, (-1, 1)), generators, np.random.default_rng(0))
     x = np.array([design.column(letter) for letter in letters])
     pairs = ["".join(some) for some in itertools.combinations(letters, 2)]
@@ -61,8 +62,8 @@ def linear(case, find):
                                                  case["inputs"]["formula"].strip()).groups()
     found = linear_mixed(columns[response].astype(float), {fixed: columns[fixed].astype(float)}, columns[group],
                          slopes=[slope])
-    return {"int": found.effects[0], "days": found.effects[1], "sd_int": found.sd["intercept"],
-            "sd_days": found.sd[slope], "resid": found.residual, "m2ll": -2 * found.loglik}
+    return {"int": found.effects[0], fixed.lower(): found.effects[1], "sd_int": found.sd["intercept"],
+            f"sd_{slope.lower()}": found.sd[slope], "resid": found.residual, "m2ll": -2 * found.loglik}
 
 
 ANSWERS = {

@@ -2,6 +2,7 @@
 import numpy as np
 
 from qwen_eval.stats.agreement import cohen_kappa, fleiss_kappa, krippendorff_alpha
+from qwen_eval.stats.intervals import from_standard_error
 from qwen_eval.stats.judges import corrected_share, effective_labels, judge_plan, labels_needed
 
 
@@ -23,7 +24,8 @@ def kappa(table, given, want):
     first, second = (np.repeat(i.ravel(), table.ravel().astype(int)) for i in np.indices(table.shape))
     found = cohen_kappa(first, second, weights=given.get("weights") or "none", level=1 - given.get("alpha", 0.05),
                         categories=list(range(len(table))))
-    named = {"kappa": found.value, "ase": found.se, "ci": [found.low, found.high], "ase0": found.detail["se_null"],
+    normal = from_standard_error(found.value, found.se, found.level, (-1, 1)) # `found` is wider for rare labels
+    named = {"kappa": found.value, "ase": found.se, "ci": [normal.low, normal.high], "ase0": found.detail["se_null"],
              "z": found.detail["z"], "p": found.p_value, "agreement": found.detail["agreement"]}
     return named if isinstance(want, dict) else found.value
 
