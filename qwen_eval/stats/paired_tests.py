@@ -29,23 +29,31 @@ def sign_flip(
     if n_resamples < 100: raise ConfigError(f"n_resamples={n_resamples}: a p-value needs 100 or more.")
     a, b = usable(values, range=range), usable(reference, "reference", range=range)
     if a.shape != b.shape: raise ConfigError(f"{len(a)} and {len(b)} values; the two belong to the same items.")
-    d, tail, width = a - b, (1 - check_level(level)) / 2, float(range[1] - range[0])
-    moved = d[np.abs(d) > 1e-12 * max(1.0, np.abs(d).max())]
-    sums, _, exact = _flipped(moved, n_resamples, rng)
-    edge = 1e-9 * max(1.0, np.abs(d).max())
-    fewer = float(min((sums <= edge).sum(), (sums >= -edge).sum()) + 1) # the pattern seen flips nothing
-    count, (sums, sizes, _) = len(sums) + 1, _flipped(d, n_resamples, rng)
-    means, k = np.sort(sums / sizes), math.floor(tail * (len(sums) + 1) + 1e-9)
-    plain = mean_t(d, (-width, width), level)
-    low, high = plain.ends # those stay where all are equal: no spread to learn from
-    if plain.method == "t": low, high = (float(means[k - 1]), float(means[-k])) if k else (-width, width)
-    draws = "all patterns" if exact else f"{n_resamples:,} draws"
+    d, width = a - b, float(range[1] - range[0])
+    p, exact = _sign_p(d, n_resamples, rng)
+    low, high = _shifts(d, width, check_level(level), n_resamples, rng)
+    how = f"sign-flip test of no difference, {'all patterns' if exact else f'{n_resamples:,} draws'} (Pitman 1937)"
     return Estimate(value=float(d.mean()), low=min(low, float(d.mean())), high=max(high, float(d.mean())), level=level,
-                    method="sign flip", metric="difference", n_items=len(d), p_value=min(1.0, 2 * fewer / count),
-                    how=f"sign-flip test of no difference, {draws} (Pitman 1937), interval by inversion",
-                    scale="points" if tuple(range) == (0, 1) else "number",
+                    method="sign flip", metric="difference", n_items=len(d), p_value=p,
+                    how=f"{how}, interval by inversion", scale="points" if tuple(range) == (0, 1) else "number",
                     estimand="mean difference over the population of items",
                     counts={"b": int((d > 0).sum()), "c": int((d < 0).sum())})
+
+# %% ../../nbs/61_stats.paired_tests.ipynb #s16
+def _sign_p(d, n_resamples, rng):
+    "The two-sided p-value, and whether all patterns were counted."
+    edge = 1e-9 * max(1.0, np.abs(d).max()) # sums that differ by rounding are equal
+    sums, _, exact = _flipped(d[np.abs(d) > edge], n_resamples, rng)
+    fewer = min((sums <= edge).sum(), (sums >= -edge).sum()) + 1 # the pattern seen flips nothing
+    return min(1.0, 2 * float(fewer) / (len(sums) + 1)), exact
+
+def _shifts(d, width, level, n_resamples, rng):
+    "The lowest and the highest shift that the test does not reject."
+    plain = mean_t(d, (-width, width), level)
+    if plain.method != "t": return plain.low, plain.high # all equal: no spread to learn from
+    sums, sizes, _ = _flipped(d, n_resamples, rng)
+    means, k = np.sort(sums / sizes), math.floor((1 - level) / 2 * (len(sums) + 1) + 1e-9)
+    return (float(means[k - 1]), float(means[-k])) if k else (-width, width)
 
 def _flipped(d, n_resamples, rng):
     "Sums and sizes of the flipped subsets, none of them empty, and whether these are all there are."
@@ -53,8 +61,8 @@ def _flipped(d, n_resamples, rng):
     if m < 60 and 2**m - 1 <= n_resamples:
         flips = (np.arange(1, 2**m)[:, None] >> np.arange(m)) & 1 # (n_patterns, n_items)
         return flips @ d, flips.sum(axis=1), True
-    chunk = max(1, 4_000_000 // m)
-    for start in np.arange(0, n_resamples, chunk):
+    chunk = max(1, 250_000 // m) # fits into a cache
+    for start in range(0, n_resamples, chunk):
         flips = rng.integers(0, 2, (min(chunk, n_resamples - start), m), dtype=np.int8)
         sums.append(flips.astype(float) @ d)
         sizes.append(flips.sum(axis=1, dtype=int))

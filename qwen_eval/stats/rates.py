@@ -25,7 +25,7 @@ def quantile(
     from scipy.stats import binom
     n = len(x)
     low, high = int(binom.ppf((1 - level) / 2, n, q)), int(binom.ppf((1 + level) / 2, n, q)) + 1 # ranks from 1
-    value = float(np.quantile(x, q)) # between two values: of few it may lie beyond the interval
+    value = float(np.quantile(x, q)) # between two values: of few it may lie beyond the ranks
     low, high = x[low - 1] if low >= 1 else range[0], x[high - 1] if high <= n else range[1]
     return Estimate(value=value, low=min(float(low), value), high=max(float(high), value), level=level,
                     method="order statistics",
