@@ -1,0 +1,94 @@
+"""How often intervals hold the truth and tests err, all simulations of tests/simulations, the naive method beside.
+
+    python benchmarks/coverage.py [ROOM ...] [--full] [--workers 2] [--out results.json]
+    python benchmarks/coverage.py --show results.json
+
+Prints the compact table of the README and can write all rows; `--show` prints that of a file. `--full` takes ten or
+more times the repetitions. Each room has seeds of its own, so the rows do not depend on the number of workers.
+"""
+import argparse
+import importlib
+import json
+import os
+import platform
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = sorted(p.stem for p in (ROOT / "tests/simulations").glob("*.py") if p.stem != "__init__")
+
+
+def measured(room, full):
+    "The rows of one room, with the seconds they took."
+    sys.path.insert(0, str(ROOT / "tests"))
+    from simulations import kept
+    start, rows = time.perf_counter(), importlib.import_module(f"simulations.{room}").rows(full)
+    seconds = round(time.perf_counter() - start, 1)
+    return {"room": room, "seconds": seconds, "rows": [r | {"room": room, "kept": kept(r)} for r in rows]}
+
+
+def spread(values, digits=3): # "0.951" or "0.938 to 0.962"
+    found = sorted({f"{v:.{digits}f}" for v in values if v is not None}, key=float)
+    return " to ".join(found[:: len(found) - 1] if len(found) > 1 else found)
+
+
+def compact(rows):
+    "One line for each room, question, method and naive method; the spread is over the settings."
+    groups = {}
+    for r in rows: groups.setdefault((r["room"], r["what"], r["method"], r["naive_method"]), []).append(r)
+    for (room, what, method, naive), found in groups.items():
+        bounds = [r["bound"] for r in found if r["bound"]]
+        low, high = (sorted({b[k] for b in bounds}) for k in (0, 1))
+        times = sorted({r["repetitions"] for r in found})
+        yield {"room": room, "what": what, "method": method, "settings": len(found),
+               "promised": f"{spread(low)}; {spread(high)}" if bounds else "", "measured": spread(
+                   [r["measured"] for r in found]), "naive method": naive or "", "naive": spread(
+                   [r["naive"] for r in found]), "repetitions": " to ".join(f"{t:,}" if t else "exact" for t in times[
+                       :: max(len(times) - 1, 1)]), "kept": f"{sum(r['kept'] for r in found if r['bound'])} of {len(bounds)}" if bounds else ""}
+
+
+def markdown(rows):
+    lines = list(compact(rows))
+    print(*("| " + " | ".join(map(str, x)) + " |" for x in (lines[0], ["---"] * len(lines[0]))), sep="\n")
+    for line in lines: print("| " + " | ".join(map(str, line.values())) + " |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rooms", nargs="*", metavar="ROOM", help=f"of {', '.join(ROOMS)}; all by default")
+    parser.add_argument("--full", action="store_true", help="ten or more times the repetitions")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="a JSON file for the rows, written as each room ends")
+    parser.add_argument("--show", type=Path, help="only print the table of this file")
+    args = parser.parse_args()
+    if odd := [r for r in args.rooms if r not in ROOMS]: parser.error(f"{odd[0]} is unknown: {', '.join(ROOMS)}")
+    if args.show: return markdown(json.loads(args.show.read_text(encoding="utf-8"))["rows"])
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"} # of the workers, which start anew
+    done = {}
+    with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
+        jobs = [pool.submit(measured, room, args.full) for room in args.rooms or ROOMS]
+        for job in as_completed(jobs):
+            found = job.result()
+            done[found["room"]] = found
+            print(f"{found['room']}: {len(found['rows'])} rows, {found['seconds']} s", file=sys.stderr, flush=True)
+            if args.out: save(args.out, done, args.full)
+    rows = [r for room in sorted(done) for r in done[room]["rows"]]
+    markdown(rows)
+    raise SystemExit(0 if all(r["kept"] for r in rows) else "bounds missed: see the last column")
+
+
+def save(path, done, full):
+    import numpy
+    import scipy
+    rooms = sorted(done)
+    found = {"full": full, "machine": platform.machine(), "python": platform.python_version(),
+             "numpy": numpy.__version__, "scipy": scipy.__version__, "load": round(os.getloadavg()[0], 1),
+             "seconds": {room: done[room]["seconds"] for room in rooms},
+             "rows": [r for room in rooms for r in done[room]["rows"]]}
+    path.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__": main()
