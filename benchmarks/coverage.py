@@ -30,30 +30,35 @@ def measured(room, full):
     return {"room": room, "seconds": seconds, "rows": [r | {"room": room, "kept": kept(r)} for r in rows]}
 
 
-def spread(values, digits=3): # "0.951" or "0.938 to 0.962"
-    found = sorted({f"{v:.{digits}f}" for v in values if v is not None}, key=float)
-    return " to ".join(found[:: len(found) - 1] if len(found) > 1 else found)
+def spread(values, form=".3f"): # "0.951", or the lowest and the highest: "0.938 to 0.962"
+    known = [v for v in values if v is not None]
+    if not known: return ""
+    ends = [format(v, form) for v in (min(known), max(known))]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+
+
+def repetitions(found): # 0 is an exact enumeration
+    return "exact" if not any(r["repetitions"] for r in found) else spread([r["repetitions"] for r in found], ",")
 
 
 def compact(rows):
-    "One line for each room, question, method and naive method; the spread is over the settings."
+    "A line for each question, method and naive method of a room; figures are the lowest and highest of its settings."
     groups = {}
     for r in rows: groups.setdefault((r["room"], r["what"], r["method"], r["naive_method"]), []).append(r)
     for (room, what, method, naive), found in groups.items():
-        bounds = [r["bound"] for r in found if r["bound"]]
-        low, high = (sorted({b[k] for b in bounds}) for k in (0, 1))
-        times = sorted({r["repetitions"] for r in found})
+        promised = [r for r in found if r["bound"]]
         yield {"room": room, "what": what, "method": method, "settings": len(found),
-               "promised": f"{spread(low)}; {spread(high)}" if bounds else "", "measured": spread(
-                   [r["measured"] for r in found]), "naive method": naive or "", "naive": spread(
-                   [r["naive"] for r in found]), "repetitions": " to ".join(f"{t:,}" if t else "exact" for t in times[
-                       :: max(len(times) - 1, 1)]), "kept": f"{sum(r['kept'] for r in found if r['bound'])} of {len(bounds)}" if bounds else ""}
+               "lowest accepted": spread([r["bound"][0] for r in promised]),
+               "highest": spread([r["bound"][1] for r in promised]),
+               "measured": spread([r["measured"] for r in found]), "naive method": naive or "",
+               "naive": spread([r["naive"] for r in found]), "repetitions": repetitions(found),
+               "kept": f"{sum(r['kept'] for r in promised)} of {len(promised)}" if promised else ""}
 
 
 def markdown(rows):
     lines = list(compact(rows))
-    print(*("| " + " | ".join(map(str, x)) + " |" for x in (lines[0], ["---"] * len(lines[0]))), sep="\n")
-    for line in lines: print("| " + " | ".join(map(str, line.values())) + " |")
+    for line in (list(lines[0]), ["---"] * len(lines[0]), *(x.values() for x in lines)):
+        print("| " + " | ".join(map(str, line)) + " |")
 
 
 def main():
