@@ -3,8 +3,8 @@
     python benchmarks/coverage.py [ROOM ...] [--full] [--workers 2] [--out results.json]
     python benchmarks/coverage.py --show results.json
 
-Prints the compact table of the README and can write all rows; `--show` prints that of a file. `--full` takes ten or
-more times the repetitions. Each room has seeds of its own, so the rows do not depend on the number of workers.
+Prints the compact table of the README and can write all rows; `--show` prints that of a file. `--full` takes two to
+twenty times the repetitions, by room. Each room has seeds of its own, so the rows do not depend on the workers.
 """
 import argparse
 import importlib
@@ -37,6 +37,13 @@ def spread(values, form=".3f"): # "0.951", or the lowest and the highest: "0.938
     return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
 
+def accepted(bounds): # "at least 0.915 to 0.935", "at least 0.940, at most 0.970", "" where nothing was promised
+    if not bounds: return ""
+    low, high = zip(*bounds, strict=True)
+    least = [f"at least {spread(low)}"] if max(low) > 0 else []
+    return ", ".join(least + ([f"at most {spread(high)}"] if not least or min(high) < 1 else []))
+
+
 def repetitions(found): # 0 is an exact enumeration
     return "exact" if not any(r["repetitions"] for r in found) else spread([r["repetitions"] for r in found], ",")
 
@@ -48,10 +55,9 @@ def compact(rows):
     for (room, what, method, naive), found in groups.items():
         promised = [r for r in found if r["bound"]]
         yield {"room": room, "what": what, "method": method, "settings": len(found),
-               "lowest accepted": spread([r["bound"][0] for r in promised]),
-               "highest": spread([r["bound"][1] for r in promised]),
-               "measured": spread([r["measured"] for r in found]), "naive method": naive or "",
-               "naive": spread([r["naive"] for r in found]), "repetitions": repetitions(found),
+               "accepted": accepted([r["bound"] for r in promised]), "measured": spread([r["measured"] for r in found]),
+               "naive method": naive or "", "naive": spread([r["naive"] for r in found]),
+               "repetitions": repetitions(found),
                "kept": f"{sum(r['kept'] for r in promised)} of {len(promised)}" if promised else ""}
 
 
@@ -64,7 +70,7 @@ def markdown(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rooms", nargs="*", metavar="ROOM", help=f"of {', '.join(ROOMS)}; all by default")
-    parser.add_argument("--full", action="store_true", help="ten or more times the repetitions")
+    parser.add_argument("--full", action="store_true", help="two to twenty times the repetitions, by room")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, help="a JSON file for the rows, written as each room ends")
     parser.add_argument("--show", type=Path, help="only print the table of this file")
