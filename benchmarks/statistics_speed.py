@@ -37,8 +37,10 @@ def _bootstrap(n_clusters, real):
     rng = np.random.default_rng(1)
     clusters = np.arange(N_ITEMS) % n_clusters
     a, b = (rng.uniform(size=(2, N_ITEMS)) if real else rng.random((2, N_ITEMS)) < [[0.7], [0.65]]).astype(float)
-    def run():
-        return cluster_bootstrap(a, clusters, rng=np.random.default_rng(2), reference=b, n_resamples=10_000)
+    def run(n_items=N_ITEMS, n_resamples=10_000):
+        return cluster_bootstrap(a[:n_items], clusters[:n_items], rng=np.random.default_rng(2), reference=b[:n_items],
+                                 n_resamples=n_resamples)
+    run(50, 200) # imports
     return run
 
 
@@ -52,8 +54,9 @@ def paired_item_bootstrap(): # the largest case: every item is its own cluster, 
 
 def clustered_estimate(): # CR2 and its degrees of freedom
     from qwen_eval.stats.clustered import clustered_mean
-    x = (np.random.default_rng(1).random(N_ITEMS) < 0.7).astype(float)
-    return lambda: clustered_mean(x, np.arange(N_ITEMS) % 2_000)
+    x, clusters = (np.random.default_rng(1).random(N_ITEMS) < 0.7).astype(float), np.arange(N_ITEMS) % 2_000
+    clustered_mean(x[:50], clusters[:50]) # imports
+    return lambda: clustered_mean(x, clusters)
 
 
 def two_parameter_model(): # 2PL on 30 models and 12,000 items
