@@ -2,6 +2,7 @@
 import os
 
 import pytest
+from simulations import kept
 from simulations.sequential import rows
 
 
@@ -10,7 +11,5 @@ def test_peeking():
     table = rows(full=os.environ.get("QWEN_EVAL_SIMULATIONS") == "full")
     for r in table:
         print("{what} | {setting} | {method} {measured:.4f} | {naive_method} {naive:.4f}".format(**r))
-    for r in table:
-        low, high = r["bound"]
-        assert low - 2 * r["se"] <= r["measured"] <= high + 2 * r["se"], r
+    assert not [r for r in table if not kept(r)]
     assert all(r["naive"] > 0.25 for r in table if r["what"] == "ever rejected"), "repeated z-tests go wrong"

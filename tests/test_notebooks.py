@@ -1,4 +1,4 @@
-"""Every library notebook and guide runs from top to bottom, in a fresh interpreter, offline."""
+"""Every library notebook, guide and analysis runs from top to bottom, in a fresh interpreter, offline."""
 import importlib
 import json
 import os
@@ -12,9 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = sorted(p for p in (ROOT / "nbs").glob("*.ipynb") if re.match(r"\d\d_|index", p.name))
 GUIDES = sorted((ROOT / "nbs/guides").glob("*.ipynb"))
+ANALYSES = sorted((ROOT / "nbs/analysis").glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("path", LIBRARY + GUIDES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", LIBRARY + GUIDES + ANALYSES, ids=lambda p: p.stem)
 def test_notebook_runs(path):
     code = "import sys; from nbdev.test import test_nb; sys.exit(0 if test_nb(sys.argv[1], verbose=True)[0] else 1)"
     env = {k: v for k, v in os.environ.items() if not k.startswith("QWEN_EVAL_")}

@@ -35,7 +35,7 @@ def rows(full=False):
     rng, n, made = np.random.default_rng(63), 4000 if full else 200, []
     for name, chance in TRUTHS.items():
         held, plain, flagged = coverage(chance, 1000, n, rng)
-        shared = {"setting": f"1,000 items, {name}", "method": "calibration", "repetitions": n}
+        shared = {"setting": f"1,000 items, {name}", "method": "calibration", "errors": 2, "repetitions": n}
         made.append({"what": "coverage of the ECE", **shared, "measured": held, "naive_method": "bootstrap percentiles",
                      "naive": plain, "nominal": 0.95, "bound": (0.9, 1), "se": (0.95 * 0.05 / n) ** 0.5})
         if name == "calibrated":

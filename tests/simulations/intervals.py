@@ -28,8 +28,8 @@ Z = 1.959963984540054
 def row(what, setting, method, measured, naive_method, naive, bound, repetitions=0, nominal=0.95):
     se = (nominal * (1 - nominal) / repetitions) ** 0.5 if repetitions else 0.0
     return {"what": what, "setting": setting, "method": method, "measured": float(measured),
-            "naive_method": naive_method, "naive": float(naive), "nominal": nominal, "bound": bound, "se": se,
-            "repetitions": repetitions}
+            "naive_method": naive_method, "naive": float(naive), "nominal": nominal, "bound": bound, "errors": 0,
+            "se": se, "repetitions": repetitions}
 
 
 def ends(e): return e.low, e.high

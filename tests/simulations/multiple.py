@@ -20,12 +20,13 @@ def answers(rng, shares, n_items, shared=0.8):
     return (hard + own < norm.ppf(shares)[:, None]).astype(float)
 
 
-def row(what, setting, method, hits, naive_method, naive, nominal, bound):
-    "A row of the table; `bound` says on which side of the nominal value the measured one has to lie."
+def row(what, setting, method, hits, naive_method, naive, nominal, side):
+    "A row of the table; `side` says on which side of the nominal value the measured one has to lie."
     measured, n = float(np.mean(hits)), len(hits)
     se = math.sqrt(max(nominal * (1 - nominal), measured * (1 - measured)) / n)
     return {"what": what, "setting": setting, "method": method, "measured": measured, "naive_method": naive_method,
-            "naive": float(np.mean(naive)), "nominal": nominal, "bound": bound, "se": se, "repetitions": n}
+            "naive": float(np.mean(naive)), "nominal": nominal,
+            "bound": (0, nominal) if side == "at most" else (nominal, 1), "errors": 2.5, "se": se, "repetitions": n}
 
 
 def holm(n):

@@ -18,7 +18,7 @@ NEAR = (0.78, 0.82) # of a planned power of 80 %
 def row(what, setting, method, hits, naive_method, naive, bound, nominal=0.8):
     measured, n = float(np.mean(hits)), len(hits)
     return {"what": what, "setting": setting, "method": method, "measured": measured, "naive_method": naive_method,
-            "naive": float(np.mean(naive)), "nominal": nominal, "bound": bound,
+            "naive": float(np.mean(naive)), "nominal": nominal, "bound": bound, "errors": 2,
             "se": math.sqrt(nominal * (1 - nominal) / n), "repetitions": n}
 
 
@@ -109,7 +109,7 @@ def equivalence_size():
     wald = chance @ ((b - c + 15 >= reach) & (b - c - 15 <= -reach))
     return {"what": "false equivalence", "setting": f"largest of {len(settings)} tables, n = 50..2000",
             "method": "TOST, score", "measured": max(sizes), "naive_method": "TOST, Wald, n = 300",
-            "naive": float(wald), "nominal": 0.05, "bound": (0, 0.052), "se": 0.0, "repetitions": 0}
+            "naive": float(wald), "nominal": 0.05, "bound": (0, 0.052), "errors": 0, "se": 0.0, "repetitions": 0}
 
 
 def verdicts(n_sims, rng):

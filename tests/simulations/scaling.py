@@ -18,7 +18,7 @@ SIZES = (8_190_735_360, 14_768_307_200) # Qwen3-8B and Qwen3-14B
 
 def row(what, setting, method, measured, naive_method, naive, bound, n, nominal=0.95):
     return {"what": what, "setting": setting, "method": method, "measured": float(measured),
-            "naive_method": naive_method, "naive": float(naive), "nominal": nominal, "bound": bound,
+            "naive_method": naive_method, "naive": float(naive), "nominal": nominal, "bound": bound, "errors": 2,
             "se": (nominal * (1 - nominal) / n) ** 0.5, "repetitions": n}
 
 

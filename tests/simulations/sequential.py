@@ -15,7 +15,7 @@ def row(what, setting, method, hits, naive_method, naive, bound, nominal=0.05):
     n = len(hits)
     return {"what": what, "setting": setting, "method": method, "measured": float(np.mean(hits)),
             "naive_method": naive_method, "naive": float(np.mean(naive)), "nominal": nominal, "bound": bound,
-            "se": math.sqrt(nominal * (1 - nominal) / n), "repetitions": n}
+            "errors": 2, "se": math.sqrt(nominal * (1 - nominal) / n), "repetitions": n}
 
 
 def single(p, n_paths, n_looks, rng):

@@ -50,7 +50,7 @@ def naive(p, shift, n_runs, n_paths, rng):
 
 def row(what, setting, measured, naive_method, other, bound, nominal, n):
     return {"what": what, "setting": setting, "method": "cusum", "measured": float(measured),
-            "naive_method": naive_method, "naive": float(other), "nominal": nominal, "bound": bound,
+            "naive_method": naive_method, "naive": float(other), "nominal": nominal, "bound": bound, "errors": 2,
             "se": (nominal * (1 - nominal) / n) ** 0.5, "repetitions": n}
 
 
