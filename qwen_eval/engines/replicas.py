@@ -50,13 +50,16 @@ def on_cards(
 # %% ../../nbs/46_engines.replicas.ipynb #c09
 class _Replica: # an engine process and what it was given; stands in for its channel's inbox
     def __init__(self, cards, spec, log_dir, inbox):
-        self.cards, self.given, self.hello, self._inbox = cards, {}, None, inbox
+        self.cards, self.given, self.hello, self._inbox, self._whole = cards, {}, None, inbox, threading.Event()
         self.process = EngineProcess("qwen_eval.engines.replicas:on_cards", None, {"cards": cards, **spec},
                                      log_dir=log_dir)
         from multiprocessing.connection import Client
         self.channel = Channel(Client(self.process.address, family="AF_UNIX"), self)
+        self._whole.set()
 
-    def put(self, item): self._inbox.put((self, item[1]))
+    def put(self, item): # the first message may come before the channel has its name
+        self._whole.wait()
+        self._inbox.put((self, item[1]))
 
     @property
     def room(self): return max(2, self.hello.window * 3 // 8) - len(self.given) if self.hello else 0
