@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 import numpy as np
 from ..errors import ConfigError
-from .results import Result, check_level, usable
+from .results import Result, check_level, floats, usable
 
 # %% ../../nbs/66_stats.ability.ipynb #n04
 def answers(
@@ -19,8 +19,7 @@ def answers(
     n_items: int = 1, # Items needed
 ) -> np.ndarray: # The same as floats
     "Right and wrong answers as they are needed here; raises `ConfigError` for other values or too few of them."
-    try: x = np.asarray(responses, float)
-    except (TypeError, ValueError) as e: raise ConfigError(f"responses are no array of numbers ({e}).") from None
+    x = floats(responses, "responses")
     if x.ndim != 2: raise ConfigError(f"responses have shape {x.shape}; wanted is (n_models, n_items).")
     if len(x) < n_models or x.shape[1] < n_items:
         raise ConfigError(f"{x.shape[0]} models and {x.shape[1]} items; at least {n_models} models and {n_items} items "
@@ -146,11 +145,12 @@ def abilities(
                      n_asked=(~np.isnan(x[:, known])).sum(axis=1))
 
 def _parameters(slope, intercept, n_items):
-    a, d = np.asarray(slope, float), np.asarray(intercept, float)
+    a, d = floats(slope, "slopes"), floats(intercept, "intercepts")
     if not a.shape == d.shape == (n_items,):
         raise ConfigError(f"{n_items} items, but slopes of shape {a.shape} and intercepts of {d.shape}.")
-    if np.isinf(a).any() or not np.isfinite(d[~np.isnan(a)]).all() or np.isnan(a).all():
-        raise ConfigError("a slope or intercept is infinite or missing; every item needs both, or a slope of NaN where "
+    if (np.abs(a) > 1e6).any() or not (np.abs(d[~np.isnan(a)]) <= 1e6).all() or np.isnan(a).all():
+        raise ConfigError("a slope or intercept is missing, infinite or beyond a million; every item needs both, or a "
+                          "slope of NaN where "
                           "it does not count, and one item must count.")
     return a, d
 

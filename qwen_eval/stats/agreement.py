@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import ConfigError
 from ..records import Estimate
 from .intervals import wilson
-from .results import check_level
+from .results import check_level, floats
 
 # %% ../../nbs/66_stats.agreement.ipynb #n04a
 def cohen_kappa(
@@ -28,6 +28,8 @@ def cohen_kappa(
     if weights not in ("none", "linear", "quadratic"):
         raise ConfigError(f"weights={weights!r}; known are 'none', 'linear' and 'quadratic'.")
     n, agreed = int(table.sum()), int(np.trace(table))
+    if weights == "none" and not table.sum(0) @ table.sum(1):
+        raise ConfigError("the raters have no label in common: no agreement was possible. Give both the same labels.")
     found = cohens_kappa(table, wt=None if weights == "none" else weights)
     value, se = float(found.kappa), math.sqrt(max(found.var_kappa, 0.0))
     low, high = value - q * se, value + q * se
@@ -53,9 +55,12 @@ def _cross_table(first, second, categories): # shape (n_categories, n_categories
         if x.dtype.kind == "f" and np.isnan(x).any():
             raise ConfigError(f"{int(np.isnan(x).sum())} labels are missing; leave these items out of both, or use "
                               "krippendorff_alpha.")
-    known = list(np.unique(np.append(a, b)) if categories is None else categories)
+    used = {*a.tolist(), *b.tolist()}
+    try: known = sorted(used) if categories is None else list(categories)
+    except TypeError:
+        raise ConfigError("labels are of unlike kinds, such as text and numbers; give all as the same.") from None
     place = {c: k for k, c in enumerate(known)}
-    if odd := sorted({*np.append(a, b).tolist()} - {*place}, key=str):
+    if odd := sorted(used - {*place}, key=str):
         raise ConfigError(f"label {odd[0]!r} is none of the categories {', '.join(map(str, known))}.")
     table = np.zeros((len(known), len(known)))
     np.add.at(table, tuple([place[x] for x in rater.tolist()] for rater in (a, b)), 1)
@@ -102,11 +107,11 @@ def fleiss_kappa(
                     detail={"agreement": float(pairs.mean())}, how=f"{who}' kappa, delta-method t interval over items")
 
 def _fleiss_counts(counts, margins):
-    x = np.asarray(counts, float)
+    x = floats(counts, "counts")
     if x.ndim != 2 or x.shape[0] < 2 or x.shape[1] < 2:
         raise ConfigError(f"counts of shape {x.shape}; wanted is (n_items, n_categories), at least 2 of each.")
-    if not (np.isfinite(x).all() and (x >= 0).all() and (x == x.round()).all()):
-        raise ConfigError("counts are whole numbers of raters, not negative and none missing.")
+    if not ((x >= 0).all() and (x <= 1e9).all() and (x == x.round()).all()):
+        raise ConfigError("counts are whole numbers of raters, not negative, 1e9 at most, and none missing.")
     if len({*x.sum(1)}) > 1 or x[0].sum() < 2:
         raise ConfigError(f"items have {x.sum(1).min():g} to {x.sum(1).max():g} raters; Fleiss' kappa needs the same "
                           "number, at least 2, for each. krippendorff_alpha takes missing ratings.")

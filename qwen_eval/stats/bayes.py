@@ -14,7 +14,7 @@ from ..records import Estimate
 from .discordant import check_pairs
 from .independent import check_independent
 from .intervals import check_counts
-from .results import check_level
+from .results import check_level, whole
 
 # %% ../../nbs/62_stats.bayes.ipynb #y05
 def bayes_proportion(
@@ -88,7 +88,7 @@ def bayes_paired(
 ) -> Estimate: # Posterior mean difference; `detail["p_better"]` is P(first > second)
     "How likely the first of two models is better on the same items; `ConfigError` for impossible counts."
     from scipy.special import betainc, betaincinv
-    (b, c, n), [a] = check_pairs(b, c, n), _prior(prior, 1)
+    (b, c, n), [a] = check_pairs(b, c, whole(n, "pairs n")), _prior(prior, 1)
     nodes, weights = _nodes()
     share = betaincinv(b + c + 2 * a, n - b - c + 2 * a, nodes) # of discordant pairs, quantiles, (n_nodes,)
     def below(d): return float(weights @ betainc(b + a, c + a, np.clip((1 + d / np.maximum(share, 1e-300)) / 2, 0, 1)))

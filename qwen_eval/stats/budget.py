@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 import numpy as np
 from ..errors import ConfigError
-from .results import Result, usable
+from .results import Result, number, usable, whole
 
 # %% ../../nbs/64_stats.budget.ipynb #n05
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +48,13 @@ def plan_epochs(
     most: int = 64, # Largest number of epochs to try
 ) -> EpochPlan: # The best number of epochs and what the others give
     "How many epochs are worth it; raises `ConfigError` where the budget does not buy two items."
+    for name, x in (("item_variance", item_variance), ("noise", noise)): number(x, name, 0)
     if not (min(item_variance, noise, cost_item) >= 0 < cost_epoch and 0 < item_variance + noise < math.inf):
         raise ConfigError(f"item_variance={item_variance}, noise={noise}, cost_item={cost_item}, "
                           f"cost_epoch={cost_epoch}: all are 0 or more, some variance is there, and an epoch costs.")
-    if max_items is not None and max_items < 2: raise ConfigError(f"max_items={max_items}; a mean needs two items.")
-    k = np.arange(1, most + 1)
-    n = np.floor(budget / (cost_item + cost_epoch * k) + 1e-9)
+    if max_items is not None: whole(max_items, "max_items", 2)
+    k = np.arange(1, whole(most, "most", 1, 10**6) + 1)
+    n = np.floor(number(budget, "budget", 0, 1e15 * cost_epoch) / (cost_item + cost_epoch * k) + 1e-9)
     n = n if max_items is None else np.minimum(n, max_items)
     k, n = k[n >= 2], n[n >= 2].astype(int)
     if not len(k): raise ConfigError(f"budget={budget} does not buy one epoch of two items.")
@@ -108,7 +109,7 @@ def allocate(
     names, size = list(sizes), usable(list(sizes.values()), "sizes", range=(1, np.inf)).astype(int) # (n_strata,)
     sd, mean = _of_strata(sds, sizes, "sds", 0), _of_strata(means, sizes, "means", -np.inf)
     floor = np.minimum(size, least)
-    if not (least >= 1 and floor.sum() <= budget <= size.sum()):
+    if not (least >= 1 and floor.sum() <= number(budget, "budget") <= size.sum()):
         raise ConfigError(f"budget={budget} items with least={least}; between {floor.sum()} and {size.sum()} can be "
                           "kept, and at least 1 of each stratum.")
     kept = _neyman(size, sd if method == "neyman" else np.ones(len(size)), floor, int(budget))

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 import numpy as np
 from ..errors import ConfigError
-from .results import Result, usable
+from .results import Result, floats, usable
 
 # %% ../../nbs/68_stats.design.ipynb #n05
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -227,7 +227,7 @@ def item_anova(
     groups: Sequence[str] | None = None, # Benchmark of each item, shape (n_items,)
 ) -> Anova: # Effects, each followed by what it is judged against; variance components beside the errors
     "Analysis of variance with items as random blocks; raises `ConfigError` for too few items, NaN, odd shapes."
-    y = np.asarray(values, float)
+    y = floats(values)
     names = tuple(map(str, factors))
     if y.ndim != len(names) + 1 or not names or len({*names, "item", "group"}) < len(names) + 2:
         raise ConfigError(f"values of shape {y.shape} for factors {names}; give one axis a factor, in their order, and "

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from ..errors import ConfigError
 from ..records import Estimate
-from .results import check_level
+from .results import check_level, together, whole
 
 # %% ../../nbs/60_stats.discordant.ipynb #d04
 def check_pairs(
@@ -20,13 +20,10 @@ def check_pairs(
 ) -> tuple[int, ...]: # The same as whole numbers
     "Counts of pairs; raises `ConfigError` where one is no count, or there are more discordant pairs than pairs."
     given = {"b": b, "c": c} | ({} if n is None else {"n": n})
-    for name, x in given.items():
-        try: whole = math.isfinite(x) and x >= 0 and x == int(x)
-        except TypeError: whole = False
-        if not whole: raise ConfigError(f"{name}={x!r} is no count of pairs; give whole numbers, 0 or more.")
-    if n is not None and (n < 1 or b + c > n):
+    given = {name: whole(x, f"count of pairs {name}") for name, x in given.items()}
+    if n is not None and (given["n"] < 1 or given["b"] + given["c"] > given["n"]):
         raise ConfigError(f"b={b} and c={c} discordant pairs of n={n}; n is the number of all pairs, at least 1.")
-    return tuple(int(x) for x in given.values())
+    return tuple(given.values())
 
 # %% ../../nbs/60_stats.discordant.ipynb #d06
 MCNEMAR = {"mid-p": "mid-p McNemar test (Fagerland, Lydersen and Laake 2013)", "exact": "exact McNemar test",
@@ -61,9 +58,12 @@ def mcnemar_p(
     c: np.ndarray, # Pairs in which the second alone is right, of the same shape
     method: str = "mid-p", # "mid-p", "exact", "chi2" or "chi2-corrected"
 ) -> np.ndarray: # Two-sided p-values of no difference, of the same shape
-    "The p-values of `mcnemar` for many pairs of counts at once, unchecked, for large families and simulations."
+    "The p-values of `mcnemar` for many pairs of counts at once; raises `ConfigError` for what is no count."
     from scipy.special import bdtr, chdtrc
-    b, c = np.asarray(b), np.asarray(c)
+    given = together(0, 1e12, b=b, c=c)
+    b, c = (x.astype(np.int64) for x in given)
+    if method not in MCNEMAR: raise ConfigError(f"method={method!r} is none; there is {', '.join(MCNEMAR)}.")
+    if not (np.equal(given, (b, c))).all(): raise ConfigError("b and c count pairs: give whole numbers, 0 or more.")
     if "chi2" in method: return chdtrc(1, _chi2(b, c, method))
     m, n = np.minimum(b, c), b + c
     up, below = bdtr(m, n, 0.5), np.where(m > 0, bdtr(np.maximum(m - 1, 0), n, 0.5), 0.0) # P(X <= m), P(X < m)
@@ -95,7 +95,7 @@ def bonett_price(
     level: float = 0.95, # Confidence level, fraction in (0, 1)
 ) -> Estimate: # Of (b - c) / n, fraction in [-1, 1]
     "The difference of paired proportions with the interval of Bonett and Price; `ConfigError` for impossible counts."
-    (b, c, n), z = check_pairs(b, c, n), _z(level)
+    (b, c, n), z = check_pairs(b, c, whole(n, "pairs n")), _z(level)
     p12, p21 = (b + 1) / (n + 2), (c + 1) / (n + 2)
     half = z * math.sqrt((p12 + p21 - (p12 - p21) ** 2) / (n + 2))
     return _difference(b, c, n, p12 - p21 - half, p12 - p21 + half, level=level, method="bonett-price",
@@ -136,7 +136,7 @@ def tango(
 ) -> Estimate: # Of (b - c) / n, fraction in [-1, 1]
     "The difference of paired proportions with Tango's score interval; `ConfigError` for impossible counts."
     from scipy.optimize import brentq
-    (b, c, n), z = check_pairs(b, c, n), _z(level)
+    (b, c, n), z = check_pairs(b, c, whole(n, "pairs n")), _z(level)
     def over(delta, sign): return float(np.clip(sign * tango_score(delta, b, c, n), -1e9, 1e9)) - z
     value = (b - c) / n
     low = brentq(over, -1, value, args=(1,)) if c < n else -1.0

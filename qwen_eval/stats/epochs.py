@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..records import Estimate
 from .clustered import clustered_mean
 from .intervals import wilson
-from .results import Result, check_level, usable
+from .results import Result, check_level, together, usable, whole
 
 # %% ../../nbs/63_stats.epochs.ipynb #n08a
 def chance_of_any(
@@ -25,17 +25,16 @@ def chance_of_any(
     k: int, # Answers that one may look at, 1 <= k <= n
 ) -> np.ndarray: # Fractions, shape (n_items,)
     "Chance that at least one of k answers is right (Chen et al. 2021, equation 1); `ConfigError` where k exceeds n."
-    n, c = _counts(n, c, k)
+    n, c, k = _counts(n, c, k)
     return 1 - _all_of(n, n - c, k)
 
 def _counts(n, c, k):
-    n, c = (np.asarray(x, float) for x in (n, c))
-    if not (np.isfinite(n).all() and np.isfinite(c).all() and (c >= 0).all() and (c <= n).all()):
+    (n, c), k = together(n=n, c=c), whole(k, "k", 1, 10**6)
+    if not ((c >= 0).all() and (c <= n).all()):
         raise ConfigError(f"{c} right answers of {n} cannot be; an item has 0 to n right ones of its n.")
-    if k != int(k) or k < 1: raise ConfigError(f"k={k} answers cannot be looked at; k is a whole number from 1 on.")
     if n.size and k > n.min():
         raise ConfigError(f"k={k} of {n.min():g} answers to an item; run more epochs, or take k up to {n.min():g}.")
-    return n, c
+    return n, c, k
 
 def _all_of(n, c, k): # chance that k drawn out of n without replacement are all among c
     i = np.arange(k)
@@ -48,7 +47,7 @@ def chance_of_all(
     k: int, # Answers that all have to be right, 1 <= k <= n
 ) -> np.ndarray: # Fractions, shape (n_items,)
     "Chance that each of k answers is right (Yao et al. 2024); `ConfigError` where k exceeds n."
-    n, c = _counts(n, c, k)
+    n, c, k = _counts(n, c, k)
     return _all_of(n, c, k)
 
 # %% ../../nbs/63_stats.epochs.ipynb #n13
@@ -64,6 +63,7 @@ def pass_from_counts(
     check_level(level)
     n, c = (usable(x, name, range=(0, np.inf)) for x, name in ((n, "answers"), (c, "right answers")))
     if len(n) != len(c): raise ConfigError(f"{len(n)} numbers of answers and {len(c)} of right ones; give both.")
+    k = whole(k, "k", 1, 10**6)
     by_item, name = (chance_of_all if every else chance_of_any)(n, c, k), f"pass{'^' if every else '@'}{k}"
     asked = {"metric": name, "estimand": f"share of the population of items solved by {'each' if every else 'one'} of "
                                          f"{k} answers"}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from ..errors import ConfigError
 from ..records import Estimate
-from .results import Result, usable
+from .results import Result, number, usable, whole
 from .margins import (SHARE_METHODS, check_margin, check_power, equivalence_items, equivalence_power,
                                      paired_score, paired_score_interval, share_equivalence_items,
                                      share_equivalence_power, share_tost)
@@ -218,7 +218,7 @@ def estimated_equivalence(
     from scipy.stats import t
     low, high = check_margin(margin, side)
     if not 0 < alpha < 0.5: raise ConfigError(f"alpha={alpha}; give the level of one test, such as 0.05.")
-    e, n, width = estimate, estimate.n_items, range[1] - range[0]
+    e, n, width, mean = estimate, estimate.n_items, range[1] - range[0], number(mean, "mean")
     if not (e.se and e.df and n >= 2):
         raise ConfigError("the difference has no standard error to test with; give the values to `equivalence`.")
     p_low, p_high, p = (t.sf((e.value - low) / e.se, e.df), t.cdf((e.value - high) / e.se, e.df),
@@ -250,6 +250,8 @@ def share_equivalence(
     "Two one-sided tests of one share against two bounds; `ConfigError` for impossible counts or bounds."
     from scipy.stats import norm
     from statsmodels.stats.proportion import proportion_confint
+    n = whole(n, "trials n", 1, 10**8)
+    k = whole(k, "successes k", 0, n)
     p_low, p_high = map(float, share_tost(k, n, low, high, method))
     if not 0 < alpha < 0.5: raise ConfigError(f"alpha={alpha}; give the level of one test, such as 0.05.")
     named = dict(zip(SHARE_METHODS, ("beta", "wilson", "normal"), strict=True))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ..errors import ConfigError
 from ..records import Estimate
 from .intervals import check_counts, wilson
-from .results import check_level
+from .results import check_level, number
 
 # %% ../../nbs/61_stats.independent.ipynb #i04
 def check_independent(
@@ -127,12 +127,12 @@ def cohen_h(
 ) -> Estimate: # Effect size in [-pi, pi]
     "Cohen's effect size h of two proportions (Cohen 1988, eq. 6.2.1); `ConfigError` for what is no proportion."
     from scipy.special import ndtri
-    if not (0 <= p1 <= 1 and 0 <= p2 <= 1): raise ConfigError(f"p1={p1}, p2={p2}: give two fractions in [0, 1].")
+    p1, p2 = number(p1, "proportion p1", 0, 1), number(p2, "proportion p2", 0, 1)
     h, z = 2 * math.asin(math.sqrt(p1)) - 2 * math.asin(math.sqrt(p2)), -float(ndtri((1 - check_level(level)) / 2))
     said = {"value": h, "level": level, "metric": "effect size h", "estimand": "two independent populations"}
     if n1 is None or n2 is None:
         return Estimate(low=-math.pi, high=math.pi, method="range", how="Cohen (1988), no items counted", **said)
-    if not min(n1, n2) > 0: raise ConfigError(f"n1={n1}, n2={n2}: an interval needs items in both groups.")
+    n1, n2 = (number(n, f"items of a group {name}", 1e-9, 1e15) for name, n in (("n1", n1), ("n2", n2)))
     se = math.sqrt(1 / n1 + 1 / n2)
     return Estimate(low=max(h - z * se, -math.pi), high=min(h + z * se, math.pi), se=se, method="arcsine",
                     n_items=round(n1 + n2), how="Cohen (1988), normal interval on the arcsine scale", **said)

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from ..errors import ConfigError
 from ..records import Estimate
-from .results import check_level, usable
+from .results import HUGE, check_level, floats, number, usable
 
 # %% ../../nbs/60_stats.intervals.ipynb #p02
 def check_counts(
@@ -24,8 +24,9 @@ def check_counts(
     try: k, n = float(k), float(n)
     except (TypeError, ValueError):
         raise ConfigError(f"k={k!r} and n={n!r} are no counts; give successes and trials as two numbers.") from None
-    if not (math.isfinite(n) and n > 0):
-        raise ConfigError(f"n={n:g} trials, and a proportion needs at least one. Was nothing scored?")
+    if not 0 < n <= HUGE:
+        raise ConfigError(f"n={n:g} trials, and a proportion needs at least one, and {HUGE:g} at most. Was nothing "
+                          "scored?")
     if not -1e-9 <= k <= n + 1e-9: raise ConfigError(f"{k:g} successes in {n:g} trials cannot be; k lies in 0..n.")
     return min(max(k, 0.0), n), n
 
@@ -149,7 +150,8 @@ def from_standard_error(
 ) -> Estimate: # With the normal interval, cut to the range
     "A figure with the normal interval of its standard error; `ConfigError` where one of them is no number."
     z = _z(level)
-    if not (math.isfinite(value) and 0 <= se < math.inf and range[0] <= value <= range[1]):
+    value, se = number(value, "value"), number(se, "se", 0)
+    if not range[0] <= value <= range[1]:
         raise ConfigError(f"value={value}, se={se}: give a figure in {tuple(range)} and a standard error of 0 or more.")
     low, high = max(value - z * se, range[0]), min(value + z * se, range[1])
     return Estimate(value=float(value), low=float(low), high=float(high), level=level, se=float(se), method="normal",
@@ -186,7 +188,7 @@ def estimate(
                    n_epochs=values.shape[1], counts=dict(counts or {}))
 
 def _checked(values, kind, range, metric):
-    values = np.asarray(values, float)
+    values = floats(values)
     if kind not in ("binary", "bounded"):
         raise ConfigError(f"kind={kind!r} has no interval of a mean; 'binary' and 'bounded' have. "
                           "A corpus metric needs a bootstrap over items: bootstrap_corpus.")

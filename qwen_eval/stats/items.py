@@ -48,7 +48,7 @@ class ItemTable(Result):
         return text + (f" {self.reliability.sentence}" if self.reliability else "")
 
 def _quantiles(x):
-    return np.nanquantile(x, (0, 0.25, 0.5, 0.75, 1)) if np.isfinite(x).any() else np.full(5, math.nan)
+    return np.nanquantile(x, (0, 0.25, 0.5, 0.75, 1)) if np.isfinite(x).any() else [None] * 5 # none has any
 
 # %% ../../nbs/67_stats.items.ipynb #n09
 def item_analysis(

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..judges.alpaca import length_feature
 from ..records import Estimate
 from .intervals import mean_t, wilson
-from .results import Result, check_level, usable
+from .results import Result, check_level, number, usable
 
 # %% ../../nbs/66_stats.judges.ipynb #n04
 def ppi_mean(
@@ -93,8 +93,9 @@ def corrected_share(
     z = float(norm.isf((1 - check_level(level)) / 2))
     for name, rate, n in (("share", share, n_judged), ("specificity", specificity, n_wrong),
                           ("sensitivity", sensitivity, n_right)):
-        if not (0 <= rate <= 1 and n >= 1):
-            raise ConfigError(f"{name} = {rate} from {n} items; a rate lies in 0..1 and needs at least one item.")
+        if not (0 <= number(rate, name) <= 1 and 1 <= number(n, f"items of the {name}") <= 1e15):
+            raise ConfigError(f"{name} = {rate} from {n} items; a rate lies in 0..1 and needs a finite number of "
+                              "items, at least one.")
     n, m0, m1 = n_judged + z * z, n_wrong + 2, n_right + 2
     p, q0, q1 = (n_judged * share + z * z / 2) / n, (n_wrong * specificity + 1) / m0, (n_right * sensitivity + 1) / m1
     if min(q0 + q1, specificity + sensitivity) <= 1:
@@ -137,9 +138,8 @@ def effective_labels(
     correlation: float, # Of labels and verdicts, in [-1, 1]
 ) -> float: # As many labels without a judge give the same standard error
     "What labels and verdicts together are worth; raises `ConfigError` for counts or a correlation that cannot be."
-    if not (n_labels > 0 and n_judged >= 0 and -1 <= correlation <= 1):
-        raise ConfigError(f"{n_labels} labels, {n_judged} judged, correlation {correlation}: wanted are at least one "
-                          "label, a count and a number in [-1, 1].")
+    correlation = number(correlation, "correlation, in [-1, 1],", -1, 1)
+    n_labels, n_judged = number(n_labels, "labels, at least one,", 1e-9), number(n_judged, "judged items", 0)
     return float(1 / ((1 - correlation ** 2) / n_labels + correlation ** 2 / (n_labels + n_judged)))
 
 # %% ../../nbs/66_stats.judges.ipynb #n21
@@ -150,7 +150,7 @@ def labels_needed(
 ) -> float: # Effective labels, not rounded
     "How many effective labels show that a mean differs from a fixed value; `ConfigError` for an effect of 0."
     from scipy.stats import norm
-    if not (effect and math.isfinite(effect) and 0 < power < 1):
+    if not (number(effect, "effect") and 0 < power < 1):
         raise ConfigError(f"effect={effect}, power={power}: give an effect other than 0 and a chance within (0, 1).")
     return float(((norm.isf((1 - check_level(level)) / 2) + norm.ppf(power)) / effect) ** 2)
 
@@ -190,10 +190,11 @@ def judge_plan(
     "The best split of a budget, or the cheapest for an aim; raises `ConfigError` for both, neither or no sense."
     if (budget is None) == (effective_n is None):
         raise ConfigError("give either budget (what to spend) or effective_n (what it should be worth).")
-    rho2, c, alone = correlation ** 2, cost_judge + cost_item, cost_label + cost_item
-    if not (rho2 <= 1 and cost_label > 0 and cost_judge > 0 and cost_item >= 0):
-        raise ConfigError(f"correlation {correlation}, costs {cost_label}, {cost_judge}, {cost_item}: wanted are a "
-                          "number in [-1, 1] and positive costs.")
+    cost_label, cost_judge, cost_item = (number(x, "cost", 0) for x in (cost_label, cost_judge, cost_item))
+    if budget not in (None, math.inf): number(budget, "budget", 0)
+    rho2, c, alone = number(correlation, "correlation", -1, 1) ** 2, cost_judge + cost_item, cost_label + cost_item
+    if not (cost_label > 0 and cost_judge > 0 and cost_item >= 0):
+        raise ConfigError(f"costs {cost_label}, {cost_judge}, {cost_item}: wanted are positive ones.")
     unit = (math.sqrt((1 - rho2) * cost_label) + math.sqrt(rho2 * c)) ** 2 # cost of one effective label
     if budget is None: budget = effective_n * min(unit, alone)
     if budget < alone or not math.isfinite(budget):

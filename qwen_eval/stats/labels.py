@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import ConfigError
 from ..records import Estimate
 from .intervals import wilson
+from .results import check_level, floats
 
 # %% ../../nbs/62_stats.labels.ipynb #c05
 def share_from_labels(
@@ -24,13 +25,11 @@ def share_from_labels(
     metric: str = "", # What is estimated; kept in the estimate
 ) -> Estimate: # `n_items` counts the labels; NaN and method "none" where there are no items
     "The share of right items; raises `ConfigError` for a stratum without a label, or labels that are none."
-    stratum, label = np.asarray(stratum), np.asarray(label, float)
-    if stratum.shape != label.shape or label.ndim != 1:
-        raise ConfigError(f"strata of shape {stratum.shape}, labels of {label.shape}; wanted is twice (n_items,).")
-    if not np.isin(label[~np.isnan(label)], (0, 1)).all(): raise ConfigError("a label is 0, 1 or NaN (not looked at).")
-    what = {"level": level, "metric": metric, "n_items": int((~np.isnan(label)).sum()),
+    stratum, label = _labelled(stratum, label)
+    what = {"level": check_level(level), "metric": metric, "n_items": int((~np.isnan(label)).sum()),
             "estimand": "share of the population of items" if population else "share of these items"}
-    if not len(label): return Estimate(value=math.nan, low=math.nan, high=math.nan, method="none", **what)
+    if not len(label): return Estimate(value=math.nan, low=math.nan, high=math.nan, method="none",
+                                    how="not estimated: there are no items", **what)
     parts = []
     for h in np.unique(stratum):
         of, y = stratum == h, label[(stratum == h) & ~np.isnan(label)] # (n_items,), (n_h,)
@@ -43,6 +42,13 @@ def share_from_labels(
     low, high = (math.sqrt(sum((w * (e[k] - p)) ** 2 for w, p, *e in parts)) for k in (0, 1))
     return Estimate(value=value, low=max(value - low, 0.0), high=min(value + high, 1.0),
                     method="stratified wilson (MOVER)", **what)
+
+def _labelled(stratum, label):
+    stratum, label = np.asarray(stratum), floats(label, "labels")
+    if stratum.shape != label.shape or label.ndim != 1:
+        raise ConfigError(f"strata of shape {stratum.shape}, labels of {label.shape}; wanted is twice (n_items,).")
+    if not np.isin(label[~np.isnan(label)], (0, 1)).all(): raise ConfigError("a label is 0, 1 or NaN (not looked at).")
+    return stratum, label
 
 def _ends(right, n, size, level): # Wilson's, at as many labels as an unlimited stratum would need
     if n == size: return right / n, right / n
@@ -59,9 +65,12 @@ def error_rates(
     stratum: Sequence, # Stratum of each item, shape (n_items,)
     label: np.ndarray, # 1 right, 0 wrong, NaN not looked at, shape (n_items,); drawn at random within strata
     level: float = 0.95, # Confidence level, fraction in (0, 1)
-) -> dict[str, Estimate]: # `false_right` and `false_wrong`, shares of what the scorer calls right and wrong
+) -> dict[str, Estimate]: # `false_right` and `false_wrong`, of what it calls so; method "none" where that is nothing
     "How often a scorer is wrong, by what it says; raises `ConfigError` as `share_from_labels` does."
-    verdict, stratum, label = np.asarray(verdict), np.asarray(stratum), np.asarray(label, float)
+    verdict, (stratum, label) = floats(verdict, "verdicts"), _labelled(stratum, label)
+    if verdict.shape != label.shape or not np.isin(verdict, (0, 1)).all():
+        raise ConfigError(f"verdicts of shape {verdict.shape} for {len(label)} labels; give 1 (right) or 0 (wrong) for "
+                          "each item.")
     wrong = np.abs(label - verdict)
     return {f"false_{name}": replace(share_from_labels(stratum[verdict == v], wrong[verdict == v], level=level),
                                      metric=f"false_{name}", estimand=f"share wrong of those called {name}")

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 from ..errors import ConfigError
 from ..records import Estimate
-from .results import Result, usable
+from .results import Result, number, usable, whole
 from .sequential import check_order
 
 # %% ../../nbs/66_stats.looks.ipynb #n05
@@ -91,10 +91,10 @@ def boundaries(
     from scipy.optimize import brentq
     from scipy.stats import norm
     if kind not in KINDS: raise ConfigError(f"kind={kind!r}; there are {', '.join(map(repr, KINDS))}.")
-    if not 0 < alpha < 1: raise ConfigError(f"alpha={alpha}; give a chance between 0 and 1, such as 0.05.")
-    if np.ndim(looks) == 0 and (isinstance(looks, str) or not looks >= 1 or int(looks) != looks):
-        raise ConfigError(f"looks={looks!r}; give how many there are, or the shares of the items at which they are.")
-    t = check_information(np.arange(1, looks + 1) / looks if np.ndim(looks) == 0 else looks)
+    number(alpha, "alpha", 0, 1, ends=False)
+    if np.ndim(looks) == 0: looks = np.arange(1, whole(looks, "number of looks", 1, 200) + 1) / looks
+    t = check_information(looks)
+    if len(t) > 200: raise ConfigError(f"{len(t)} looks, and 200 are the most; `share_sequence` takes any number.")
     shape = t ** KINDS[kind] # of the bounds, (n_looks,)
     least = norm.isf(alpha / 2) # one look
     c = brentq(lambda x: crossing(x * shape, t).sum() - alpha, least * 0.999, norm.isf(alpha / 2 / len(t)) + 1e-3,
@@ -131,7 +131,7 @@ def group_look(
     seed = check_order(order)
     a, b = (usable(x, name, range=range) for x, name in ((values, "values"), (reference, "reference")))
     if a.shape != b.shape: raise ConfigError(f"{len(a)} and {len(b)} values; give both on the same items.")
-    if len(a) > planned: raise ConfigError(f"{len(a)} items, and {planned} are planned.")
+    if len(a) > whole(planned, "planned items", 2): raise ConfigError(f"{len(a)} items, and {planned} are planned.")
     ends = np.ceil(np.array(bounds.information) * planned - 1e-9).astype(int) # items at each look, (n_looks,)
     reached = int((ends <= len(a)).sum())
     if not reached or ends[0] < 2: raise ConfigError(f"{len(a)} items so far; the first look is at {ends[0]}, and it "

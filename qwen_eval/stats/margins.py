@@ -11,7 +11,8 @@ __all__ = ['SIDES', 'SHARE_METHODS', 'check_margin', 'paired_score', 'paired_sco
 import math
 import numpy as np
 from ..errors import ConfigError
-from .results import check_level
+from .discordant import check_pairs
+from .results import check_level, number, usable, whole
 
 # %% ../../nbs/63_stats.margins.ipynb #n05
 SIDES = ("both", "not worse")
@@ -56,7 +57,7 @@ def paired_score_interval(
 ) -> tuple[float, float]: # Lower and upper end, in [-1, 1]
     "Tango's (1998) interval of a paired difference of shares, by bisection; `ConfigError` for impossible counts."
     from scipy.stats import norm
-    paired_score(b, c, n, 0.0) # checks the counts
+    b, c, n = check_pairs(b, c, whole(n, "pairs n"))
     z = norm.isf((1 - check_level(level)) / 2) * np.array([1, -1])
     inside, outside = np.full(2, (b - c) / n), np.array([-1.0, 1.0]) # of the lower and the upper end
     for _ in range(60):
@@ -93,14 +94,15 @@ def equivalence_power(
     if not 0 < alpha < 0.5: raise ConfigError(f"alpha={alpha}; give the level of one test, such as 0.05.")
     if (discordance is None) == (sd is None):
         raise ConfigError("give `discordance` for right and wrong answers, or `sd` for real values, one of the two.")
-    if n < 1 or (sd is not None and n < 2): raise ConfigError(f"n={n} items; 1 is the least, and 2 with `sd`.")
+    n, difference = whole(n, "items n", 1 if sd is None else 2, 10**10), number(difference, "difference")
+    if discordance is not None: number(discordance, "discordance", 0, 1)
     if sd is not None:
         if not 0 < sd < math.inf: raise ConfigError(f"sd={sd}; a standard deviation is above 0.")
-        return _real_power(int(n), low - difference, high - difference, sd, alpha)
+        return _real_power(n, low - difference, high - difference, sd, alpha)
     if not abs(difference) <= discordance <= 1:
         raise ConfigError(f"discordance={discordance} with difference={difference}: a difference of shares comes from "
                           "discordant pairs, so their share lies between it and 1.")
-    return _binary_power(int(n), low, high, discordance, difference, alpha)
+    return _binary_power(n, low, high, discordance, difference, alpha)
 
 def _binary_power(n, low, high, discordance, difference, alpha):
     from scipy.stats import binom, norm
@@ -123,8 +125,7 @@ def check_power(
     power: float, # Chance to find what there is, fraction in (0, 1)
 ) -> float: # The same
     "The power; raises `ConfigError` where it is none."
-    if not 0 < power < 1: raise ConfigError(f"power={power}; give a fraction between 0 and 1, such as 0.8.")
-    return power
+    return number(power, "power", 0, 1, ends=False)
 
 # %% ../../nbs/63_stats.margins.ipynb #n26a
 def least_number(
@@ -183,9 +184,9 @@ def share_tost(
     "Both one-sided p-values of a share against two bounds; a bound of 0 or 1 is no bound and has p = 0."
     from scipy.stats import binom, norm
     if method not in SHARE_METHODS: raise ConfigError(f"method={method!r}; there are {', '.join(SHARE_METHODS)}.")
-    k = np.asarray(k, float)
-    if not (n >= 1 and 0 <= low < high <= 1): raise ConfigError(f"n={n}, bounds {low}, {high}; wanted are n >= 1 and "
-                                                                "0 <= low < high <= 1.")
+    k, n = usable(k, "successes", None, 0), whole(n, "trials n", 1)
+    if not 0 <= number(low, "lower bound") < number(high, "upper bound") <= 1:
+        raise ConfigError(f"n={n}, bounds {low}, {high}; wanted are n >= 1 and 0 <= low < high <= 1.")
     if k.size and not (k.min() >= 0 and k.max() <= n): raise ConfigError(f"successes lie in 0..{n}, not at {k}.")
     below = above = np.zeros(k.shape)
     if low > 0: below = binom.sf(k - 1, n, low) if method == "exact" else norm.sf(_share_z(k, n, low, method))
@@ -207,10 +208,10 @@ def share_equivalence_power(
 ) -> np.ndarray: # Chance to show that the share lies between the bounds, of the shape of `share`
     "Exact power, summed over the successes for which both tests reject."
     from scipy.stats import binom
+    n, share = whole(n, "trials n", 1, 10**8), usable(share, "assumed shares", None, 0, (0, 1))
+    number(alpha, "level of one test alpha", 0, 1, ends=False)
     below, above = share_tost(np.arange(n + 1), n, low, high, method)
     shown = np.flatnonzero((below <= alpha) & (above <= alpha)) # a run of successes without a gap
-    share = np.asarray(share, float)
-    if share.size and not (share.min() >= 0 and share.max() <= 1): raise ConfigError(f"share={share} is none.")
     if not len(shown): return np.zeros(share.shape)
     return binom.cdf(shown[-1], n, share) - binom.cdf(shown[0] - 1, n, share)
 
@@ -225,6 +226,7 @@ def share_equivalence_items(
 ) -> int: # Trials
     """Least number of trials from which on the power stays at or above the wanted one; `ConfigError` where the share
     lies outside. Exact power goes up and down like a saw, with a tooth every 1 / bound trials."""
+    low, high, share = (number(x, "bound or share", 0, 1) for x in (low, high, share))
     if not low < share < high and not (share == low == 0 or share == high == 1):
         raise ConfigError(f"share={share} does not lie between {low} and {high}: there is nothing to be shown.")
     def reached(n): return share_equivalence_power(n, low, high, share, alpha, method) >= power

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..records import Estimate
 from .discordant import MCNEMAR, bonett_price, mcnemar_p
 from .intervals import mean_t
-from .results import check_level, usable
+from .results import check_level, floats, usable
 
 # %% ../../nbs/61_stats.paired.ipynb #p02
 def paired_t(
@@ -83,7 +83,7 @@ def _aligned(values, reference, items, reference_items):
     "The means over epochs, both in the order of `items`, each of shape (n_items,)."
     both = []
     for x, ids in ((values, items), (reference, reference_items)):
-        x, ids = np.asarray(x, float), list(ids)
+        x, ids = floats(x), list(ids)
         if x.ndim not in (1, 2) or len(x) != len(ids):
             raise ConfigError(f"values of shape {x.shape} with {len(ids)} item ids; wanted are (n_items,) or (n_items, "
                               "n_epochs), and an id for each item.")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 import numpy as np
 from ..errors import ConfigError
-from .results import Result, usable
+from .results import Result, number, usable, whole
 from .margins import check_power, first_whole, least_number
 
 # %% ../../nbs/64_stats.power.ipynb #n05
@@ -224,14 +224,14 @@ def plan_power(
     alpha: float = 0.05, # Level of the two-sided test, fraction in (0, 1)
 ) -> PowerPlan: # Its `power` is what was asked
     "Chance that so many units find the difference; `ConfigError` for too few of them."
-    _check(design, n, alpha)
+    n, difference = _check(design, n, alpha), number(difference, "difference")
     return PowerPlan(asked="power", design=design, n=n, difference=difference, alpha=alpha,
                      power=design.power(n, difference, alpha),
                      between=_between(design, lambda d: d.power(n, min(difference, d.largest), alpha)))
 
 def _check(design, n, alpha):
-    if int(n) != n or n < design.least: raise ConfigError(f"n={n} {design.unit}; {design.least} is the least.")
-    if not 0 < alpha < 1: raise ConfigError(f"alpha={alpha}; give the level of the test, such as 0.05.")
+    number(alpha, "level of the test alpha", 0, 1, ends=False)
+    return whole(n, f"number of {design.unit} n", design.least, 10**10)
 
 def _between(design, asked):
     return design.bounds and tuple(sorted(asked(design.at(bound)) for bound in design.bounds))
@@ -246,7 +246,7 @@ def plan_items(
     "The least number of units that finds the difference with the wanted power; `ConfigError` where none does."
     from scipy.stats import norm
     _check(design, design.least, alpha)
-    if not 0 < abs(difference) <= design.largest:
+    if not 0 < abs(number(difference, "difference")) <= design.largest:
         raise ConfigError(f"difference={difference}; what can be found is not 0, and at most {design.largest:g}.")
     z = norm.isf(alpha / 2) + norm.isf(1 - check_power(power))
     def units(d, gap): return least_number(lambda n: d.power(n, gap, alpha) >= power, power, d.least,
@@ -264,7 +264,7 @@ def plan_difference(
     alpha: float = 0.05, # Level of the two-sided test, fraction in (0, 1)
 ) -> PowerPlan: # Its `difference` is what was asked
     "The least difference that so many units find with the wanted power; `ConfigError` where there is none."
-    _check(design, n, alpha)
+    n = _check(design, n, alpha)
     if check_power(power) <= alpha: raise ConfigError(f"power={power} is no more than alpha={alpha}: a difference of 0 "
                                                       "is 'found' as often.")
     def least(d):

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from .equivalence import Equivalence, equivalence
 from .margins import equivalence_items
 from .pairs import midp_mcnemar
-from .results import Result
+from .results import Result, floats
 
 # %% ../../nbs/68_stats.presets.ipynb #n04a
 def preset_matters(
@@ -51,7 +51,7 @@ def preset_matters(
 # %% ../../nbs/68_stats.presets.ipynb #n05
 def _flips(values, again, reference):
     "Shares of items that change, and whether the preset changes more than the repeat; None where values are real."
-    x, y, z = (np.asarray(v, float) for v in (values, again, reference))
+    x, y, z = (floats(v) for v in (values, again, reference))
     if x.ndim != 1 or not x.shape == y.shape == z.shape or not len(x) or not np.isin([x, y, z], (0, 1)).all():
         return {"flips": None, "noise_flips": None, "p_flips": None}
     preset, repeat = x != z, y != z

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from ..errors import ConfigError
 from .pairs import all_pairs, holm, model_items
-from .results import Result, check_level
+from .results import Result, check_level, whole
 
 # %% ../../nbs/63_stats.ranking.ipynb #n05a
 def best_set(
@@ -176,9 +176,8 @@ def nemenyi_q(
 ) -> float: # Critical value of the difference of two mean ranks, in standard errors
     "The studentised range at infinite degrees of freedom over root 2; raises `ConfigError` for fewer than 2 models."
     from scipy.stats import studentized_range
-    if not (2 <= k <= 10_000 and k == int(k)):
-        raise ConfigError(f"k={k} models have no pairs; give a whole number from 2.")
-    return float(studentized_range.ppf(check_level(level), int(k), np.inf) / math.sqrt(2))
+    k = whole(k, "models k", 2, 10_000)
+    return float(studentized_range.ppf(check_level(level), k, np.inf) / math.sqrt(2))
 
 # %% ../../nbs/63_stats.ranking.ipynb #n21
 def friedman(

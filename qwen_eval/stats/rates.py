@@ -10,7 +10,7 @@ import math
 import numpy as np
 from ..errors import ConfigError
 from ..records import Estimate
-from .results import check_level, usable
+from .results import check_level, number, usable
 
 # %% ../../nbs/60_stats.rates.ipynb #r05
 def quantile(
@@ -21,7 +21,8 @@ def quantile(
 ) -> Estimate: # Of the quantile; an end that the sample cannot tell is that of the range
     "A quantile with its interval from order statistics (Hahn and Meeker 1991); `ConfigError` for bad input."
     x, level = np.sort(usable(values, range=range)), check_level(level)
-    if not 0 < q < 1: raise ConfigError(f"q={q} is no quantile; give a fraction between 0 and 1, such as 0.95.")
+    if not 0 < number(q, "quantile q") < 1:
+        raise ConfigError(f"q={q} is no quantile; give a fraction between 0 and 1, such as 0.95.")
     from scipy.stats import binom
     n = len(x)
     low, high = int(binom.ppf((1 - level) / 2, n, q)), int(binom.ppf((1 + level) / 2, n, q)) + 1 # ranks from 1
@@ -44,7 +45,8 @@ def event_rate(
     tail = (1 - check_level(level)) / 2
     if not (isinstance(k, (int, float, np.number)) and 0 <= k < math.inf and k == int(k)):
         raise ConfigError(f"k={k!r} events; give a count, 0 or more.")
-    if not 0 < exposure < math.inf: raise ConfigError(f"exposure={exposure}: a rate needs more than 0 {unit}s.")
+    if not number(exposure, "exposure") > 0:
+        raise ConfigError(f"exposure={exposure}: a rate needs more than 0 {unit}s.")
     low, high = gammaincinv(k, tail) if k else 0.0, gammaincinv(k + 1, 1 - tail)
     return Estimate(value=k / exposure, low=float(low / exposure), high=float(high / exposure), level=level,
                     method="poisson exact", metric=f"rate per {unit}", counts={"events": int(k)},

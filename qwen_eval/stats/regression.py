@@ -56,6 +56,7 @@ def clustered_regression(
     from statsmodels.tools.sm_exceptions import MissingDataError
     check_level(level)
     if variance not in ("CR1", "CR0"): raise ConfigError(f"variance={variance!r} of a regression; 'CR1' and 'CR0' are.")
+    if "~" not in formula: raise ConfigError(f"formula {formula!r} has no ~; write it as in 'score ~ model + length'.")
     table = pd.DataFrame(table)
     if isinstance(clusters, str):
         if clusters not in table: raise ConfigError(f"no column {clusters!r}; there is {', '.join(map(str, table))}.")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from ..errors import ConfigError
 from ..records import Estimate
-from .results import Result, check_level, usable
+from .results import Result, check_level, floats, number, together, usable
 
 # %% ../../nbs/65_stats.sequential.ipynb #n05
 def check_order(
@@ -32,10 +32,11 @@ def normal_rho(
     alpha: float = 0.05, # Level that it is tuned for, fraction in (0, 1)
 ) -> float: # Precision of the mixture
     "The precision that makes the two-sided normal mixture boundary about lowest at `v_best`."
-    if not (v_best > 0 and 0 < alpha < 1): raise ConfigError(f"v_best={v_best}, alpha={alpha}; wanted are a variance "
-                                                             "above 0 and a fraction between 0 and 1.")
+    v_best, alpha = number(v_best, "best variance v_best", 0, 1e12, ends=False), _chance(alpha)
     twice = 2 * math.log(1 / alpha)
     return v_best / (twice + math.log1p(twice))
+
+def _chance(alpha): return number(alpha, "alpha", 0, 1, ends=False)
 
 # %% ../../nbs/65_stats.sequential.ipynb #n09
 def normal_log_mixture(
@@ -43,9 +44,14 @@ def normal_log_mixture(
     v, # Its variance, >= 0, same shape
     rho: float, # Precision of the mixture, > 0
 ) -> np.ndarray: # Natural logarithm of the e-value
-    "Log of the two-sided normal mixture."
-    s, v = np.asarray(s, float), np.asarray(v, float)
+    "Log of the two-sided normal mixture; raises `ConfigError` for a variance below 0, NaN, or a precision of 0."
+    (s, v), rho = _sums(s, v), number(rho, "precision rho", 0, 1e12, ends=False)
     return np.log(rho / (v + rho)) / 2 + s**2 / (2 * (v + rho))
+
+def _sums(s, v): # sums and their variances
+    s, v = together(sum=s, variance=v)
+    usable(v, "variances of the sums", None, 0, (0, 1e12))
+    return s, v
 
 # %% ../../nbs/65_stats.sequential.ipynb #n10
 def normal_bound(
@@ -53,8 +59,9 @@ def normal_bound(
     alpha: float, # Chance to be ever outside, fraction in (0, 1)
     rho: float, # Precision of the mixture, > 0
 ) -> np.ndarray: # Largest |sum| that is not rejected, of the shape of v
-    "The two-sided normal mixture boundary."
-    v = np.asarray(v, float)
+    "The two-sided normal mixture boundary; raises `ConfigError` as `normal_log_mixture` does."
+    v, alpha = usable(v, "variances", None, 0, (0, 1e12)), _chance(alpha)
+    rho = number(rho, "precision rho", 0, 1e12, ends=False)
     return np.sqrt((v + rho) * (2 * math.log(1 / alpha) + np.log((v + rho) / rho)))
 
 # %% ../../nbs/65_stats.sequential.ipynb #n14
@@ -74,21 +81,36 @@ def beta_log_mixture(
     v_best: float, # Variance at which the boundary shall be lowest, > 0
     alpha: float = 0.05, # Level that it is tuned for
 ) -> np.ndarray: # Natural logarithm of the e-value
-    "Log of the two-sided beta-binomial mixture (Howard and others 2021, proposition 7), by way of counts."
-    if not min(g, h) > 0: raise ConfigError(f"g={g}, h={h}; steps have a size above 0.")
-    p, n = g / (g + h), np.asarray(v, float) / (g * h) # chance of a step up under the null; steps so far
-    k = n * p + np.asarray(s, float) / (g + h)
-    return share_log_e(k, n, p, mixture_strength(v_best / (g * h), alpha))
+    "Log of the two-sided beta-binomial mixture (Howard and others 2021, proposition 7); `ConfigError` for no such sum."
+    (s, v), g, h = _sums(s, v), _step(g), _step(h)
+    p, n = g / (g + h), v / (g * h) # chance of a step up under the null; steps so far
+    found = _log_e(n * p + s / (g + h), n, p, mixture_strength(number(v_best, "v_best", 0) / (g * h), alpha))
+    if np.isnan(found).any(): raise ConfigError(f"a sum lies beyond what steps of {-g:g} and {h:g} reach at its "
+                                                "variance.")
+    return found
+
+def _step(size): return number(size, "size of a step (g, h)", 1e-9, 1e9)
 
 def share_log_e(
     k, # Successes, or a sum of values in [0, 1], any shape
     n, # Trials, same shape
     share, # Share under the null hypothesis, in (0, 1), same shape
     strength: float, # Strength of the Beta mixture, > 0
-) -> np.ndarray: # Natural logarithm of the e-value; inf where the data are impossible under the null
-    "Log of the chance of the data under Beta(M p, M (1 - p)) over that under p, Beta functions and all."
+) -> np.ndarray: # Natural logarithm of the e-value
+    "Log of the chance of the data under Beta(M p, M (1 - p)) over that under p; `ConfigError` for impossible input."
+    (k, n, p), strength = together(0, 1e15, k=k, n=n, share=share), _strength(strength)
+    _check_counts(k, n)
+    if not ((p > 0) & (p < 1)).all(): raise ConfigError("a share under the null hypothesis lies above 0 and below 1.")
+    return _log_e(k, n, p, strength)
+
+def _strength(x): return number(x, "strength of the mixture, in items,", 0, 1e12, ends=False)
+
+def _check_counts(k, n):
+    if not ((n >= 0) & (k >= 0) & (k <= n + 1e-9 * (n + 1))).all():
+        raise ConfigError("successes lie between 0 and the number of trials, and these do not.")
+
+def _log_e(k, n, p, strength): # unchecked
     from scipy.special import betaln, xlog1py, xlogy
-    k, n, p = np.broadcast_arrays(*(np.asarray(x, float) for x in (k, n, share)))
     a, b = strength * p, strength * (1 - p)
     with np.errstate(divide="ignore", invalid="ignore"):
         return betaln(a + k, b + n - k) - betaln(a, b) - xlogy(k, p) - xlog1py(n - k, -p)
@@ -102,10 +124,11 @@ def beta_bound(
     v_best: float, # Variance at which the boundary shall be lowest, > 0
     alpha_best: float = 0.05, # Level that it is tuned for
 ) -> float: # Largest sum above 0 that is not rejected; v / g, where all went up, if none is
-    "The upper beta-binomial boundary."
+    "The upper beta-binomial boundary; raises `ConfigError` for sizes, variances or chances that cannot be."
     from scipy.optimize import brentq
+    v, alpha = number(v, "variance v", 0, 1e12, ends=False), _chance(alpha)
     def gap(s): return float(beta_log_mixture(s, v, g, h, v_best, alpha_best)) - math.log(1 / alpha)
-    most = v / g # all steps up
+    most = v / _step(g) # all steps up
     return most if gap(most) < 0 else float(brentq(gap, 0, most, xtol=1e-10))
 
 # %% ../../nbs/65_stats.sequential.ipynb #n22a
@@ -116,11 +139,9 @@ def share_ends(
     strength: float = 10.0, # Strength of the mixture in items, see `mixture_strength`
 ) -> tuple[np.ndarray, np.ndarray]: # Lower and upper ends, in [0, 1], of the shape of k
     "The confidence sequence of a share at given counts; raises `ConfigError` for counts that cannot be."
-    if not 0 < strength < math.inf: raise ConfigError(f"strength={strength}; give a number of items above 0.")
-    k, n = np.broadcast_arrays(np.asarray(k, float), np.asarray(n, float))
-    if not ((n >= 0) & (k >= 0) & (k <= n + 1e-9 * (n + 1))).all():
-        raise ConfigError("successes lie between 0 and the number of trials, and these do not.")
-    check_level(level)
+    strength, level = _strength(strength), check_level(level)
+    k, n = together(k=k, n=n)
+    _check_counts(k, n)
     return _once(lambda k, n: _ends(k, n, level, strength), k, n)
 
 def _once(find, k, n):
@@ -140,7 +161,7 @@ def _low_end(k, n, limit, strength):
     out, inside = np.zeros(len(k)), np.divide(k, n, out=np.zeros(len(k)), where=n > 0) # rejected; not rejected
     for _ in range(40):
         middle = (out + inside) / 2
-        with np.errstate(invalid="ignore"): rejected = share_log_e(k, n, middle, strength) >= limit
+        with np.errstate(invalid="ignore"): rejected = _log_e(k, n, middle, strength) >= limit
         out, inside = np.where(rejected, middle, out), np.where(rejected, inside, middle)
     return np.where(inside < 1e-11, 0.0, out) # the rejected side: never too narrow
 
@@ -185,7 +206,7 @@ def share_looks(
 ) -> Looks: # e-values against `share`, and the confidence sequence of the share
     "Every look at a share; raises `ConfigError` for items in no random order or sums that fall or jump."
     check_order(order)
-    if not 0 < share < 1: raise ConfigError(f"share={share}; the null hypothesis is a fraction between 0 and 1.")
+    share = number(share, "share under the null hypothesis", 0, 1, ends=False)
     k, n = _cumulated(successes, trials)
     low, high = share_ends(k, n, level, strength)
     (log_e,) = _once(lambda k, n: (share_log_e(k, n, share, strength),), k, n)
@@ -193,10 +214,10 @@ def share_looks(
     return Looks(e_value=e, low=low, high=high, n=n, level=check_level(level))
 
 def _cumulated(sums, trials):
-    k = np.asarray(sums, float)
+    k = floats(sums, "sums")
     if k.ndim < 1 or not k.size or not np.isfinite(k).all():
         raise ConfigError(f"sums of shape {k.shape}; give finite numbers, the looks on the last axis, one at least.")
-    n = np.asarray(np.arange(1, k.shape[-1] + 1) if trials is None else trials, float)
+    n = floats(np.arange(1, k.shape[-1] + 1) if trials is None else trials, "trials")
     if n.shape not in (k.shape, k.shape[-1:]): raise ConfigError(f"trials of shape {n.shape} for sums of {k.shape}.")
     n = np.broadcast_to(n, k.shape)
     steps, items = np.diff(k, axis=-1, prepend=0), np.diff(n, axis=-1, prepend=0)
@@ -216,7 +237,7 @@ def paired_looks(
 ) -> Looks: # e-values against no difference, and the confidence sequence of the difference of shares
     "Every look at a paired difference; raises `ConfigError` for items in no random order or sums that fall or jump."
     check_order(order)
-    b, c = np.asarray(wins, float), np.asarray(losses, float)
+    b, c = floats(wins, "wins"), floats(losses, "losses")
     if b.shape != c.shape: raise ConfigError(f"wins have shape {b.shape}, losses {c.shape}; give both at each look.")
     d, n = _cumulated(b + c, trials)
     for x in (b, c): _cumulated(x, n)

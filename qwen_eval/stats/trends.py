@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from ..errors import ConfigError
 from .intervals import wilson
-from .results import Result, usable
+from .results import Result, number, usable
 
 # %% ../../nbs/69_stats.trends.ipynb #n04
 def _chain(k, h, shift, n_states=100):
@@ -79,8 +79,8 @@ def run_length(
     shifts: Sequence[float] = (0.0,), # Of the mean, standard deviations of a run, shape (n_shifts,)
 ) -> RunLength: # Average run lengths from a start at 0
     "Average run lengths of the two-sided CUSUM (Brook and Evans 1972); `ConfigError` for a k or h that is none."
-    if not (math.isfinite(k) and k >= 0): raise ConfigError(f"k={k}; give a reference value of 0 or more, such as 0.5.")
-    if not (math.isfinite(h) and 0 < h <= 100): raise ConfigError(f"h={h}; give a decision interval in (0, 100].")
+    if not 0 <= number(k, "k") <= 100: raise ConfigError(f"k={k}; give a reference value in [0, 100], such as 0.5.")
+    if not 0 < number(h, "h") <= 100: raise ConfigError(f"h={h}; give a decision interval in (0, 100].")
     shifts = tuple(map(float, usable(shifts, "shifts")))
     return RunLength(k=float(k), h=float(h), shifts=shifts, arl=tuple(float(_arl(k, h, s)) for s in shifts),
                      siegmund=tuple(_siegmund(k, h, s) for s in shifts))
@@ -147,9 +147,11 @@ def cusum_plan(
     The sum of both sides is taken for the chance of either, which errs to the safe side. Raises `ConfigError` for
     values out of range."""
     for name, x in (("target", target), ("drop", drop), ("false_alarm", false_alarm)):
-        if not 0 < x < 1: raise ConfigError(f"{name}={x}; give a fraction between 0 and 1 (scores are fractions).")
+        if not 0 < number(x, name) < 1:
+            raise ConfigError(f"{name}={x}; give a fraction between 0 and 1 (scores are fractions).")
     for name, x in (("n_items", n_items), ("horizon", horizon), ("within", within), ("baseline_items", baseline_items)):
-        if x is not None and not (math.isfinite(x) and x >= 1): raise ConfigError(f"{name}={x}; give 1 or more.")
+        if x is None and name == "baseline_items": continue
+        if not number(x, name) >= 1: raise ConfigError(f"{name}={x}; give 1 or more.")
     if not 0 < dispersion < math.inf: raise ConfigError(f"dispersion={dispersion}; give a ratio above 0, such as 1.")
     sigma = math.sqrt(dispersion * target * (1 - target) / n_items)
     error = math.sqrt(n_items / (baseline_items or math.inf)) # of the target, standard deviations of a run
@@ -262,6 +264,7 @@ def cusum(
     An estimated target is pulled half an item from 0 and 1. Raises `ConfigError` for unlike fingerprints, for neither
     or both of `target` and `n_baseline`, and where no run is left to watch."""
     counts, sizes = _alike(counts, sizes, fingerprints)
+    if target is not None: number(target, "target")
     if (target is None) == (n_baseline is None):
         raise ConfigError("give the score in control as target=, or the runs to estimate it from as n_baseline=.")
     m = 0 if n_baseline is None else n_baseline
