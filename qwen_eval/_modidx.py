@@ -3181,8 +3181,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'qwen_eval/stats/margins.py'),
                                          'qwen_eval.stats.margins.paired_score': ( 'stats.margins.html#paired_score',
                                                                                    'qwen_eval/stats/margins.py'),
-                                         'qwen_eval.stats.margins.paired_score_interval': ( 'stats.margins.html#paired_score_interval',
-                                                                                            'qwen_eval/stats/margins.py'),
                                          'qwen_eval.stats.margins.share_equivalence_items': ( 'stats.margins.html#share_equivalence_items',
                                                                                               'qwen_eval/stats/margins.py'),
                                          'qwen_eval.stats.margins.share_equivalence_power': ( 'stats.margins.html#share_equivalence_power',

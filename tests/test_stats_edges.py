@@ -135,7 +135,6 @@ GOOD = {
     "looks.inflation": {"bounds": lazy("looks.boundaries", looks=3)},
     "looks.group_look": {**TWO, "order": 3, "bounds": lazy("looks.boundaries", looks=3), "planned": 3 * N},
     "margins.check_margin": {"margin": 0.02},
-    "margins.paired_score_interval": {"b": 7, "c": 15, "n": 100},
     "margins.equivalence_power": {"n": 400, "margin": 0.05, "discordance": 0.1},
     "margins.check_power": {"power": 0.8},
     "margins.equivalence_items": {"margin": 0.05, "discordance": 0.1},

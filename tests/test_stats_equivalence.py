@@ -8,13 +8,13 @@ from statsmodels.stats.proportion import power_binom_tost, proportion_confint
 from statsmodels.stats.weightstats import ttost_paired
 
 from qwen_eval.errors import ConfigError
+from qwen_eval.stats.discordant import tango
 from qwen_eval.stats.equivalence import Equivalence, equivalence, share_equivalence
 from qwen_eval.stats.margins import (
     check_margin,
     equivalence_items,
     equivalence_power,
     paired_score,
-    paired_score_interval,
     share_equivalence_items,
     share_equivalence_power,
     share_tost,
@@ -99,7 +99,7 @@ def test_impossible_shares_are_refused(args):
 def test_interval_and_test_say_the_same():
     for b in range(0, 30, 3):
         for c in range(0, 30, 3):
-            low, high = paired_score_interval(b, c, 150, 0.9)
+            low, high = tango(b, c, 150, 0.9).ends
             z_low, z_high = paired_score(b, c, 150, [-0.07, 0.07])
             if abs(low + 0.07) > 1e-6: assert (low > -0.07) == (z_low > 1.6448536)
             if abs(high - 0.07) > 1e-6: assert (high < 0.07) == (z_high < -1.6448536)

@@ -13,8 +13,9 @@ import numpy as np
 from ..errors import ConfigError
 from ..records import Estimate
 from .results import Result, number, usable, whole
+from .discordant import tango
 from .margins import (SHARE_METHODS, check_margin, check_power, equivalence_items, equivalence_power,
-                                     paired_score, paired_score_interval, share_equivalence_items,
+                                     paired_score, share_equivalence_items,
                                      share_equivalence_power, share_tost)
 
 # %% ../../nbs/64_stats.equivalence.ipynb #n05a
@@ -127,7 +128,7 @@ def _score_tost(a, b, low, high, alpha, range, metric):
     m, d = min(first, second), first + second
     mid_p = min(2 * binom.cdf(m, d, 0.5) - binom.pmf(m, d, 0.5), 1.0) if d else 1.0
     p_low, p_high = float(norm.sf(z_low)), float(norm.cdf(z_high))
-    ends = paired_score_interval(first, second, n, 1 - 2 * alpha)
+    ends = tango(first, second, n, 1 - 2 * alpha).ends
     how = (f"{'two one-sided score tests' if high < math.inf else 'one-sided score test'} of Tango (1998) of a "
            f"difference {_against(low, high)}")
     return Estimate(value=(first - second) / n, low=ends[0], high=ends[1], level=1 - 2 * alpha, method="tango",
