@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LOOK', 'JsonFlag', 'ModelName', 'RunName', 'PresetName', 'ProtocolName', 'UnsafeFlag', 'VariantName', 'ShotsNumber',
            'SystemText', 'TemplateName', 'JudgeName', 'EngineChoice', 'ServerUrl', 'ServedName', 'Concurrency',
-           'BudgetUsd', 'BudgetTok', 'JudgeEngine', 'JudgeBudget', 'SpecimensFlag', 'Edge', 'group', 'say', 'table',
-           'words']
+           'BudgetUsd', 'BudgetTok', 'JudgeEngine', 'JudgeBudget', 'SpecimensFlag', 'CacheFlag', 'Edge', 'use_cache',
+           'group', 'say', 'table', 'words']
 
 # %% ../nbs/88_console.ipynb #c02
 import os
@@ -69,6 +69,17 @@ BudgetTok = Annotated[int | None, typer.Option(min=1, help="Most that a run may 
 JudgeEngine = Annotated[str | None, typer.Option("--judge-engine", help="Who holds the judge: vllm, openai ...")]
 JudgeBudget = Annotated[int | None, typer.Option(min=1, help="What the judge may write, tokens.")]
 SpecimensFlag = Annotated[bool, typer.Option("--allow-specimens", help="Take hand-written items.")]
+
+# %% ../nbs/88_console.ipynb #n21
+def use_cache(
+    wanted: bool | None, # None leaves it to the settings
+) -> bool | None: # The same
+    "Turn the cache of answers on or off for this process and those that it starts."
+    if wanted is not None: os.environ["QWEN_EVAL_ANSWER_CACHE"] = "yes" if wanted else "no"
+    return wanted
+
+CacheFlag = Annotated[bool | None, typer.Option("--cache/--no-cache", show_default=False, callback=use_cache,
+                                                help="Take answers from the cache, and keep new ones there?")]
 
 # %% ../nbs/88_console.ipynb #c08
 def group(

@@ -210,11 +210,11 @@ def assault(kind):
             seen = {i: ran[2 * i] for i in range(len(programs))}
             neighbours = [ran[2 * i + 1] for i in range(len(programs))]
             for i, (name, program) in enumerate(programs.items()): # once more, with time, where the machine was busy
-                if seen[i].status not in accepted(name): seen[i] = sandbox.run(head + program, replace(TIGHT, wall_s=15))
+                if seen[i].status not in accepted(name): seen[i] = sandbox.run(head + program, replace(TIGHT, wall_s=15, cpu_s=8))
             pairs = [(p, PLAIN) for p in FORGED.values()] + [(p, TESTS) for p in HONEST.values()]
             judged = dict(sandbox.run_many(pairs, TIGHT))
             for i in range(len(FORGED), len(pairs)):
-                if not judged[i].passed: judged[i] = sandbox.run(pairs[i], replace(TIGHT, wall_s=15))
+                if not judged[i].passed: judged[i] = sandbox.run(pairs[i], replace(TIGHT, wall_s=15, cpu_s=8))
             left = traces(token)
         left += traces(token)
         new = [p for p in Path(tempfile.gettempdir()).glob("qwen_eval_scratch_*") if p not in before]
