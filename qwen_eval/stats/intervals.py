@@ -24,9 +24,8 @@ def check_counts(
     try: k, n = float(k), float(n)
     except (TypeError, ValueError):
         raise ConfigError(f"k={k!r} and n={n!r} are no counts; give successes and trials as two numbers.") from None
-    if not 0 < n <= HUGE:
-        raise ConfigError(f"n={n:g} trials, and a proportion needs at least one, and {HUGE:g} at most. Was nothing "
-                          "scored?")
+    if not n > 0: raise ConfigError(f"n={n:g} trials, and a proportion needs at least one. Was nothing scored?")
+    if n > HUGE: raise ConfigError(f"n={n:g} trials; more than {HUGE:g} cannot be computed with.")
     if not -1e-9 <= k <= n + 1e-9: raise ConfigError(f"{k:g} successes in {n:g} trials cannot be; k lies in 0..n.")
     return min(max(k, 0.0), n), n
 

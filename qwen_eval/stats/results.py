@@ -62,8 +62,15 @@ def number(
     "One finite number in its range; raises `ConfigError` for text, None, NaN, infinity, an array, or one outside."
     value = _float(x)
     if low < value < high or (ends and value in (low, high)): return value
-    within = f"{low:g} to {high:g}" if ends else f"above {low:g} and below {high:g}"
-    raise ConfigError(f"{name}={x!r}; give one finite number, {within}.")
+    raise ConfigError(f"{name}={x!r}; give one finite number{_limits(value, low, high, ends)}.")
+
+def _limits(value, low, high, ends):
+    "The range in words; a side that is bounded by what can be computed is named only to a number beyond it."
+    least, most = (abs(x) < HUGE or HUGE < abs(value) < math.inf for x in (low, high))
+    if least and most: return f", {low:g} to {high:g}" if ends else f", above {low:g} and below {high:g}"
+    if least: return f", {low:g} or more" if ends else f", above {low:g}"
+    if most: return f", {high:g} or less" if ends else f", below {high:g}"
+    return ""
 
 def _float(x): # NaN where it is no number
     try: return math.nan if isinstance(x, str) or np.ndim(x) else float(x)
