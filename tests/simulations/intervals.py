@@ -22,6 +22,8 @@ from qwen_eval.stats.intervals import (
 )
 from qwen_eval.stats.rates import event_rate, quantile
 
+from . import settled
+
 Z = 1.959963984540054
 
 
@@ -197,4 +199,4 @@ def corpus(full=False):
 PARTS = (proportions, finite, epochs, real_values, weighted, independent, rates, corpus)
 
 
-def rows(full=False): return [r for part in PARTS for r in part(full)]
+def rows(full=False): return settled([r for part in PARTS for r in part(full)], full)

@@ -11,6 +11,8 @@ from qwen_eval.stats.independent import newcombe
 from qwen_eval.stats.paired import paired_t
 from qwen_eval.stats.paired_tests import cochran_q, sign_flip
 
+from . import settled
+
 Z = 1.959963984540054
 
 
@@ -164,4 +166,4 @@ def several_models(full=False):
 PARTS = (mcnemar_sizes, unpaired_z, paired_intervals, unpaired_interval, real_differences, several_models)
 
 
-def rows(full=False): return [r for part in PARTS for r in part(full)]
+def rows(full=False): return settled([r for part in PARTS for r in part(full)], full)
