@@ -90,7 +90,7 @@ def test_few_items_find_nothing():
     ([0, 0, 0], [0, 0, 0], None, "no discordant"), ([0.5, 0.25], [0.25, 0.0], None, "too small"),
     ([1, math.nan], [1, 0], None, "not finite"), ([1, 0, 1], [1, 0], None, "same ones"),
     ([1, 0, 1], [0, 0, 1], ["a"] * 3, "1 clusters"), ([1, 0, 1], [0, 0, 1], "abc", "3 clusters"),
-    ([1, 0, 1], [0, 0, 1], "ab", "2 cluster names"), ([1, 0, 1, 1], [1, 0, 1, 1], "aabb", "too small"),
+    ([1, 0, 1], [0, 0, 1], "ab", "2 clusters for"), ([1, 0, 1, 1], [1, 0, 1, 1], "aabb", "too small"),
 ])
 def test_what_is_no_pilot(a, b, clusters, says):
     assert says in refused(from_pilot, a, b, clusters if clusters is None else list(clusters))

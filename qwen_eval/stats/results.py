@@ -106,8 +106,8 @@ def check_level(
     level: float, # Confidence level, fraction in (0, 1)
 ) -> float: # The same
     "The level; raises `ConfigError` where it is none."
-    if not isinstance(level, (int, float)) or not 0 < level < 1:
-        raise ConfigError(f"level={level} is not a confidence level; give a fraction between 0 and 1, such as 0.95.")
+    if not 0 < _float(level) < 1:
+        raise ConfigError(f"level={level!r} is not a confidence level; give a fraction between 0 and 1, such as 0.95.")
     return float(level)
 
 # %% ../../nbs/59_stats.results.ipynb #n09a
