@@ -3619,6 +3619,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'qwen_eval.studies.StudyPlan.rows': ('studies.html#studyplan.rows', 'qwen_eval/studies.py'),
                                    'qwen_eval.studies._expanded': ('studies.html#_expanded', 'qwen_eval/studies.py'),
                                    'qwen_eval.studies._in_full': ('studies.html#_in_full', 'qwen_eval/studies.py'),
+                                   'qwen_eval.studies._numbers': ('studies.html#_numbers', 'qwen_eval/studies.py'),
                                    'qwen_eval.studies.contexts': ('studies.html#contexts', 'qwen_eval/studies.py'),
                                    'qwen_eval.studies.plan': ('studies.html#plan', 'qwen_eval/studies.py'),
                                    'qwen_eval.studies.plan_text': ('studies.html#plan_text', 'qwen_eval/studies.py'),
