@@ -51,8 +51,9 @@ def parameters(
     return {"model": _anywhere(run.model), "preset": run.preset, "benchmark": run.benchmark, "protocol": study.protocol,
             "overrides": study.overrides, "limit": study.limit, "variant": study.variant, "n_shot": study.n_shot,
             "seed": study.seed, "engine": study.engine or None, "runs": str(run.plan.runs),
-            "judge": judge if judge in (None, "none") else _anywhere(judge), "judge_tok": study.judge_tok, "twin": run.twin,
-            "allow_specimens": study.allow_specimens, "allow_unsafe_code": study.allow_unsafe_code, "output": place}
+            "judge": judge if judge in (None, "none") else _anywhere(judge), "judge_tok": study.judge_tok,
+            "twin": run.twin, "allow_specimens": study.allow_specimens, "allow_unsafe_code": study.allow_unsafe_code,
+            "output": place}
 
 def _anywhere(name): # a model's folder in full, since kernels work elsewhere; other names as they are
     return name if name in models() or not (folder := expand(name)).is_dir() else str(folder.resolve())
