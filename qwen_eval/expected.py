@@ -58,8 +58,8 @@ def expected_run(
             "device": best["device"] if best else "", "start_s": best["start_s"] if best else None}
 
 def _usd(model, told):
-    dear, out = model.usd_per_mtok_in, model.usd_per_mtok_out
-    if None in (dear, out, told["prompt_tok"]): return None
+    if len(model.usd_per_mtok) < 2 or told["prompt_tok"] is None: return None
+    dear, out = model.usd_per_mtok[:2] # a prompt that is cached may cost less; nobody knows how many will be
     return (told["prompt_tok"] * dear + told["output_tok"] * out) / 1e6
 
 # %% ../nbs/84_expected.ipynb #x13

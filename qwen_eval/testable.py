@@ -77,6 +77,7 @@ class Prospect:
         like = "as the pilot shows" if self.pilot else f"if {100 * ASSUMED:g} % of items are right for one side only"
         if h.margin is None:
             if self.finds is None: return f"{h.id} ({h.words}): {n} find no difference, however large it is."
+            if not self.pilot and self.finds > ASSUMED: like = "if hardly an item is right for the other side only"
             few = "" if self.enough else ", which is more than neighbouring models differ: too few items"
             return (f"{h.id} ({h.words}): {n} find a difference of {self.shown(self.finds)} with a power of "
                     f"{100 * self.power:g} %, {like}{few}.")
