@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RC', 'VENUES', 'COLOURS', 'MARKERS', 'DASHES', 'HATCHES', 'paper_style', 'venue_width', 'Look', 'looks',
-           'checked_rows', 'number', 'reason', 'signed', 'extremes', 'counted']
+           'checked_rows', 'number', 'reason', 'signed', 'short_number', 'extremes', 'counted']
 
 # %% ../nbs/78_figure_style.ipynb #s02
 import math
@@ -104,6 +104,14 @@ def signed(
     "A difference with its sign, the minus as long as the plus."
     said = f"{x:+.{digits}f}"
     return f"{0:.{digits}f}" if not float(said) else said.replace("-", "−")
+
+def short_number(
+    x: float, # 0 or more
+) -> str: # Such as "0.6", "8", "1.5k", "32k", "14M", "8B"
+    "A number as a tick says it."
+    for limit, letter in ((1e9, "B"), (1e6, "M"), (1e4, "k")):
+        if abs(x) >= limit: return f"{x / (limit if letter != 'k' else 1e3):.3g}{letter}"
+    return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}"
 
 # %% ../nbs/78_figure_style.ipynb #s21
 def extremes(
