@@ -975,6 +975,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'qwen_eval/engines/access.py'),
                                           'qwen_eval.engines.access.Purse.settle': ( 'engines.access.html#purse.settle',
                                                                                      'qwen_eval/engines/access.py'),
+                                          'qwen_eval.engines.access._may_be': ( 'engines.access.html#_may_be',
+                                                                                'qwen_eval/engines/access.py'),
                                           'qwen_eval.engines.access.access': ('engines.access.html#access', 'qwen_eval/engines/access.py'),
                                           'qwen_eval.engines.access.backoff': ( 'engines.access.html#backoff',
                                                                                 'qwen_eval/engines/access.py'),
