@@ -225,9 +225,10 @@ def _heat_notes(rows, numbers, alpha, letters, label):
     corrected = any(number(r.get("adjusted")) is not None for r in rows)
     said = [f"Cells: {label}, percentage points."] if numbers else ["▲ above zero, ▼ below."]
     if any(scale(r.get("metric")) for r in rows): said.append("Colour: by the share of the metric's range.")
-    if corrected and numbers: said.append(f"Holm: * p ≤ {alpha:g}, ** p < 0.01, *** p < 0.001.".replace("p ", "p\u00a0").replace("* p", "*\u00a0p"))
+    if corrected and numbers: said.append(f"Holm: * p ≤ {alpha:g}, ** p < 0.01, *** p < 0.001.")
     if corrected and not numbers: said.append(f"Filled: p ≤ {alpha:g} after Holm's correction.")
     gaps = "; ".join(f"{sign}: {why}" for why, sign in letters.items())
+    said = [x.replace("p ≤ ", "p\u00a0≤\u00a0").replace("p < ", "p\u00a0<\u00a0").replace("* p", "*\u00a0p") for x in said]
     return [" ".join(said), *([f"Hatched: no number. {gaps}."] if gaps else [])]
 
 # %% ../nbs/81_figures.comparison.ipynb #k15
