@@ -228,7 +228,7 @@ def _heat_notes(rows, numbers, alpha, letters, label):
     if corrected and numbers: said.append(f"Holm: * p ≤ {alpha:g}, ** p < 0.01, *** p < 0.001.")
     if corrected and not numbers: said.append(f"Filled: p ≤ {alpha:g} after Holm's correction.")
     gaps = "; ".join(f"{sign}: {why}" for why, sign in letters.items())
-    said = [x.replace("p ≤ ", "p\u00a0≤\u00a0").replace("p < ", "p\u00a0<\u00a0").replace("* p", "*\u00a0p") for x in said]
+    for x in ("p ≤ ", "p < ", "* p"): said = [s.replace(x, x.replace(" ", "\u00a0")) for s in said]
     return [" ".join(said), *([f"Hatched: no number. {gaps}."] if gaps else [])]
 
 # %% ../nbs/81_figures.comparison.ipynb #k15
