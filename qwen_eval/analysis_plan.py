@@ -86,11 +86,10 @@ def plan_document(
             "warnings": [*_too_small(family, rows, s), *_over(fits), *plan.warnings]}
 
 def _too_small(family, rows, study):
-    said = [f"{p.hypothesis.id}, {p.hypothesis.words}: {p.verdict}. {p.sentence.partition(': ')[2]}" for p in family
-            if not p.enough]
-    return said + [f"{r['benchmark']}: {r['n_items']:,} items leave intervals of up to ± {100 * r['half_width']:.2g} "
-                   f"points; ± {100 * study.half_width:.2g} need {r['needs']:,}." for r in rows
-                   if r["needs"] and r["needs"] > r["n_items"]]
+    return [p.sentence for p in family if not p.enough] + [
+        f"{r['benchmark']}: {r['n_items']:,} items leave intervals of up to ± {100 * r['half_width']:.2g} "
+        f"points; ± {100 * study.half_width:.2g} need {r['needs']:,}."
+        for r in rows if r["needs"] and r["needs"] > r["n_items"]]
 
 def _over(fits): return [fits["sentence"]] if fits["budget_h"] is not None and not fits["fits"] else []
 

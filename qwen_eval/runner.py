@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from .analysis_plan import register
 from .closing import Failure, StudyOutcome, close_study, difference_rows, report_folder, result_rows
 from .engines.process import EngineProcess
 from .errors import ConfigError, IntegrityError, QwenEvalError
@@ -183,6 +184,7 @@ def run_study(
     if notebooks: writable(folder, "Reports")
     with contextlib.ExitStack() as held:
         if _todo(p): held.enter_context(claim(r.path for r in p.runs))
+        if notebooks and _todo(p): register(p, folder, stream)
         try: failures = _do(p, _todo(p), folder / "notebooks" if notebooks else None, parallel, stream)
         except KeyboardInterrupt: raise KeyboardInterrupt("{} of {} answers are stored.".format(*_stored(p))) from None
         if notebooks:

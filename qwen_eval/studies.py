@@ -329,15 +329,15 @@ def outline_run(
 
 # %% ../nbs/85_studies.ipynb #c16
 def contexts(
-    plan: StudyPlan, # A plan
+    plan: StudyPlan, # A plan; runs without weights or items are left out
 ) -> dict[str, int]: # Model -> tokens that each of its engines holds
     "How much context the engines need; raises `ConfigError` with the numbers where a model does not fit."
-    needed, seen = {}, {}
-    for r in plan.runs:
+    needed, seen, here = {}, {}, [r for r in plan.runs if not r.absent]
+    for r in here:
         key = (r.model, r.benchmark)
         if key not in seen: seen[key] = max(survey(r.plan)[0], r.judged_tok() if r.jury and r.jury.shared else 0)
         needed[r.model] = max(needed.get(r.model, 0), seen[key])
-    for r in plan.runs:
+    for r in here:
         if r.plan.device is not None and r.plan.engine.name not in FAKES:
             require_fit(r.plan.model, r.plan.preset, r.plan.device, needed[r.model])
         if r.jury and not r.jury.shared and r.jury.plan.device is not None:
