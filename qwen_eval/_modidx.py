@@ -3579,6 +3579,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'qwen_eval/stats/results.py'),
                                          'qwen_eval.stats.results._float': ('stats.results.html#_float', 'qwen_eval/stats/results.py'),
                                          'qwen_eval.stats.results._latex': ('stats.results.html#_latex', 'qwen_eval/stats/results.py'),
+                                         'qwen_eval.stats.results._limits': ('stats.results.html#_limits', 'qwen_eval/stats/results.py'),
                                          'qwen_eval.stats.results._shown': ('stats.results.html#_shown', 'qwen_eval/stats/results.py'),
                                          'qwen_eval.stats.results.check_level': ( 'stats.results.html#check_level',
                                                                                   'qwen_eval/stats/results.py'),
