@@ -3777,6 +3777,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'qwen_eval.studies.StudyPlan.rows': ('studies.html#studyplan.rows', 'qwen_eval/studies.py'),
                                    'qwen_eval.studies._Finder': ('studies.html#_finder', 'qwen_eval/studies.py'),
                                    'qwen_eval.studies._Finder.__init__': ('studies.html#_finder.__init__', 'qwen_eval/studies.py'),
+                                   'qwen_eval.studies._Finder._load': ('studies.html#_finder._load', 'qwen_eval/studies.py'),
                                    'qwen_eval.studies._Finder.items': ('studies.html#_finder.items', 'qwen_eval/studies.py'),
                                    'qwen_eval.studies._Finder.run': ('studies.html#_finder.run', 'qwen_eval/studies.py'),
                                    'qwen_eval.studies._Finder.weights': ('studies.html#_finder.weights', 'qwen_eval/studies.py'),
