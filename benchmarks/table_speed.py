@@ -1,4 +1,4 @@
-"""A million stored items, filtered and counted: python benchmarks/table_speed.py [--runs 100] [--items 10000] [--out FILE]
+"""A million stored items, filtered and counted: python benchmarks/table_speed.py [--out FILE]
 
 Writes runs in the schema of the store (manifests of one real run of the demonstration results, scores drawn at random
 and written by `write_scores`), then asks questions of `qwen_eval.tables.query`, each in a process of its own and
@@ -40,6 +40,7 @@ def write(root, n_runs, n_items, seed=0):
     "Runs in the store's own form: folder, manifest, scores."
     import numpy as np
     import pandas as pd
+
     from qwen_eval.scores import write_scores
     [path] = (ROOT / "data/demo").glob("smollm2_135m--gsm8k--balanced--*")
     manifest, rng = json.loads((path / "manifest.json").read_text()), np.random.default_rng(seed)

@@ -40,8 +40,9 @@ COLUMNS = {"items": {**_TOLD,
     "ttft_s": "real; until the first token, seconds", "latency_s": "real; until the last token, seconds"}}
 
 # %% ../nbs/72_tables.ipynb #t03
-_ESTIMATE = {"metric": "text; what is estimated", "value": "real; the estimate", "low": "real; lower end of its interval",
-             "high": "real; upper end", "level": "real; of the interval, fraction", "method": "text; of the interval",
+_ESTIMATE = {"metric": "text; what is estimated", "value": "real; the estimate",
+             "low": "real; lower end of its interval", "high": "real; upper end",
+             "level": "real; of the interval, fraction", "method": "text; of the interval",
              "n_items": "whole; items that count", "n_epochs": "whole; answers to each item"}
 _COUNTED = {s: f"whole; answers with the status {s}" for s in STATUSES}
 _SAID = {"complete": "flag; has every wanted item an answer and a score?",
@@ -88,7 +89,7 @@ def _told(run):
     return {"run_id": run.id, "model": f["model"]["id"], "preset": f["preset"]["id"], "twin": _twin(run.manifest),
             "benchmark": benchmark_label(run.manifest), "variant": f["benchmark"]["variant"]}
 
-def _twin(manifest): return bool(manifest["fingerprint"].get("twin") or manifest["fingerprint"]["preset"].get("twin"))
+def _twin(manifest): return bool(manifest["fingerprint"].get("twin"))
 
 # %% ../nbs/72_tables.ipynb #c05
 def run_table(
