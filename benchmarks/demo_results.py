@@ -99,8 +99,8 @@ def declared(manifest, model, preset, scores, started):
     end = (started + timedelta(seconds=seconds)).isoformat(timespec="seconds")
     begin = started.isoformat(timespec="seconds")
     card = {"name": "simulated card", "span_s": seconds, "energy_j": round(power * seconds, 1),
-            "energy_by": "simulated", "power_w": power, "power_max_w": power, "utilisation": 0.9, "memory_start_gib": 0.0,
-            "memory_peak_gib": peak, "n_readings": 2}
+            "energy_by": "simulated", "power_w": power, "power_max_w": power, "utilisation": 0.9,
+            "memory_start_gib": 0.0, "memory_peak_gib": peak, "n_readings": 2}
     session = {"started": begin, "finished": end, "limit": len(scores), "engine_start_s": 0.0,
                "engine": {k: manifest["sessions"][0]["engine"][k] for k in ("name", "version", "args")},
                "n_completions": len(scores), "n_errors": 0, "n_prompt_tok": int(scores.n_prompt_tok.sum()),
