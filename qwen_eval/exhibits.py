@@ -57,8 +57,14 @@ class Exhibit:
     files: dict[str, Path] = field(default_factory=dict) # "pdf", "svg", "png" and "json"
     dpi: int = 110 # Of the picture in a notebook
 
-    def __repr__(self): return ", ".join(f.name for f in self.files.values())
-    def _repr_png_(self): return figure_bytes(self.figure, "png", self.dpi)
+    def __repr__(self): return f"{self.files['pdf'].stem} ({', '.join(self.files)})"
+    def _repr_png_(self): # with so few colours that a notebook stays small
+        import io
+        from PIL import Image
+        drawn = Image.open(io.BytesIO(figure_bytes(self.figure, "png", self.dpi))).convert("RGB")
+        drawn.quantize(48, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(kept := io.BytesIO(), "PNG",
+                                                                                     optimize=True)
+        return kept.getvalue()
 
 # %% ../nbs/81_exhibits.ipynb #x11
 def exhibit(

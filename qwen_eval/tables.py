@@ -215,7 +215,7 @@ class ShownTable:
         from rich.table import Table
         from rich.text import Text
         if not self.rows: return "no runs"
-        alone = {r.get("model") for r in self.rows} if len(self.rows) > 1 else set() # said once, above the table
+        alone = {r["model"] for r in self.rows if "model" in r and len(self.rows) > 1} # said once, above the table
         labels = [k for k in self.rows[0] if k != "model" or len(alone) != 1]
         table, least = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True), 2
         for k in labels:
