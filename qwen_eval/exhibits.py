@@ -62,7 +62,7 @@ class Exhibit:
         import io
         from PIL import Image
         drawn = Image.open(io.BytesIO(figure_bytes(self.figure, "png", self.dpi))).convert("RGB")
-        drawn.quantize(48, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(kept := io.BytesIO(), "PNG",
+        drawn.quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(kept := io.BytesIO(), "PNG",
                                                                                      optimize=True)
         return kept.getvalue()
 
