@@ -294,6 +294,7 @@ def _asked(sql, runs, params):
     "One query, over the views that it names."
     import duckdb
     with duckdb.connect() as db:
+        db.execute("set enable_progress_bar = false") # it would write into what a script prints
         named = {*re.findall(r"\w+", sql.lower())} # more than the views at most, which costs time alone
         if {"items", "scores"} & named: _items_view(db, runs)
         makers = {"runs": (_kept_run, "runs"), "estimates": (_kept_estimates, "estimates")}
