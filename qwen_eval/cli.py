@@ -16,6 +16,7 @@ from .benchmark_commands import benchmarks
 from .cache_commands import cache
 from .compare_commands import compare_, power_
 from .conformance_commands import conformance_
+from .coverage_commands import coverage_
 from .console import (LOOK, BudgetTok, BudgetUsd, CacheFlag, Concurrency, Edge, EngineChoice, JsonFlag,
                                JudgeBudget, JudgeEngine, JudgeName, ModelName, PresetName, ProtocolName, RunName,
                                ServedName, ServerUrl, ShotsNumber, SpecimensFlag, SystemText, TemplateName, UnsafeFlag,
@@ -282,6 +283,7 @@ app.add_typer(runs, name="runs")
 app.add_typer(cache, name="cache")
 app.command("audit")(audit_command)
 app.command("bench")(bench_command)
+app.command("coverage")(coverage_)
 app.command("contamination")(contamination_command)
 
 # %% ../nbs/90_cli.ipynb #c20
