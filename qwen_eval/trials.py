@@ -59,7 +59,7 @@ def settings_check(
     if not known: return UNCHECKED, "the engine does not say what is in force"
     return OK, f"{', '.join(known)} as asked"
 
-# %% ../nbs/79_trials.ipynb #n3e013cb
+# %% ../nbs/79_trials.ipynb #n32b2041
 def try_configuration(
     c: Configuration, # Whose device is this machine
     benchmarks: Sequence[str] = ("gsm8k",), # What is asked
@@ -93,6 +93,7 @@ def _no_cache(): # an answer that was given last week tells nothing of today's e
         os.environ.pop("QWEN_EVAL_ANSWER_CACHE")
         if before is not None: os.environ["QWEN_EVAL_ANSWER_CACHE"] = before
 
+# %% ../nbs/79_trials.ipynb #n882f658
 def _keys(limit, allow_specimens, folder, how): # what `plan_run` and `evaluate` are told alike
     return {"limit": limit, "allow_specimens": allow_specimens, "runs": folder, **(how or {})}
 
@@ -129,7 +130,7 @@ def _ask(plan, c, engine, keys, say, which):
     for name, (status, why) in {"answers": answers_check(run), "scores": _scores(run, plan),
                                 "speed": _speeds(run)}.items(): say(name, status, which + why)
 
-# %% ../nbs/79_trials.ipynb #n0e7792b
+# %% ../nbs/79_trials.ipynb #n8207d9a
 def _scores(run, plan):
     "Could all answers be scored? Those that wait for a judge need not be."
     said = ", ".join(f"{v} {k.replace('_', ' ')}" for k, v in run.counts.items() if v) or "none"
@@ -158,7 +159,7 @@ def _returned(plan, before_gib, family):
     now = wait_for_return(plan.device, before_gib)[0] # raises with who holds it
     return OK, f"{now:.1f} GiB in use {time.monotonic() - begin:.1f} s later, {before_gib:.1f} before"
 
-# %% ../nbs/79_trials.ipynb #nfe1c377
+# %% ../nbs/79_trials.ipynb #n1b40b95
 def try_all(
     found: Sequence[Configuration], # Whose device is this machine
     say: Callable[[str], None] = lambda text: None, # Told which one is tried

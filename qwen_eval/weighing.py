@@ -37,6 +37,7 @@ def weigh(
     if m.weights: return _over_strata(frame, m, found)
     return _over_clusters(frame, m, _by_item_weight(frame, m, found) if m.item_weight else found)
 
+# %% ../nbs/69_weighing.ipynb #n2d8a4e7
 def _check_plain(frame, m, metric, of_k):
     "A finite population is known of plain means of single items only."
     odd = {"strata are weighed": m.weights, "items do not count the same": m.item_weight, "k answers are drawn": of_k,
