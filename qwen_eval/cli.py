@@ -24,6 +24,7 @@ from .console import (LOOK, BudgetTok, BudgetUsd, CacheFlag, Concurrency, Edge, 
 from .errors import ConfigError
 from .layout import line_width
 from .audit_commands import audit_command, contamination_command
+from .notebook_commands import PASSED_ON, notebook_
 from .quality_commands import quality_
 from .run_commands import runs
 from .study_commands import finish, study
@@ -284,6 +285,7 @@ app.add_typer(cache, name="cache")
 app.command("audit")(audit_command)
 app.command("bench")(bench_command)
 app.command("coverage")(coverage_)
+app.command("notebook", context_settings=PASSED_ON)(notebook_)
 app.command("contamination")(contamination_command)
 
 # %% ../nbs/90_cli.ipynb #c20
