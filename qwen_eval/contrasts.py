@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['is_twin', 'select_runs', 'demo_runs', 'place', 'at_place', 'marks_of', 'Contrast', 'Contrasts', 'contrast_models',
-           'size_rows', 'chance_of']
+           'shown', 'latex_rows', 'size_rows', 'chance_of']
 
-# %% ../nbs/76_contrasts.ipynb #ne7f12ba
+# %% ../nbs/76_contrasts.ipynb #n4bb299f
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ import numpy as np
 from .common import common_values
 from .comparisons import Comparison, compare_runs, objections
 from .errors import ConfigError, QwenEvalError
-from .metrics import metrics
+from .metrics import metrics, scale
 from .models import models as known_models
 from .runs import NOT_RESULTS, Run, items_of, list_runs, open_run
 from .settings import settings
@@ -128,7 +128,7 @@ class Contrast:
                 "margin": getattr(h, "margin", None), "verdict": self.verdict, "note": self.why,
                 "marks": ", ".join(x for x in c.objections if x.startswith(NOT_RESULTS)) if c else ""}
 
-# %% ../nbs/76_contrasts.ipynb #n1503de9
+# %% ../nbs/76_contrasts.ipynb #n12b10a1
 @dataclass(frozen=True)
 class Contrasts(Result):
     "Comparisons made together."
@@ -151,9 +151,11 @@ class Contrasts(Result):
         if k := len(self.exploratory):
             rest = "" if n else ", their p-values adjusted for all of them by Holm's method"
             said.append(f"{k} pair{'s' * (k > 1)} that nobody planned {'are' if k > 1 else 'is'} exploratory{rest}.")
-        if stopped := [c for c in (*self.planned, *self.exploratory) if c.comparison and c.comparison.objections]:
-            said.append(f"Of {len(stopped)} no winner may be named: what stands in the way is said beside each.")
+        if n := sum(bool(c.comparison and c.comparison.objections) for c in (*self.planned, *self.exploratory)):
+            said.append(f"{n} of all these may not name a winner: what stands in the way is said beside.")
         return " ".join(said) or "Nothing was compared."
+
+    def latex_rows(self): return latex_rows(self.rows())
 
 # %% ../nbs/76_contrasts.ipynb #n4462153
 def contrast_models(
@@ -215,7 +217,34 @@ def _decided(c, adjusted, alpha):
     else: verdict, why = "confirmed", ""
     return replace(c, adjusted=adjusted, verdict=verdict, why=why)
 
-# %% ../nbs/76_contrasts.ipynb #n83a9507
+# %% ../nbs/76_contrasts.ipynb #n6dd5097
+def shown(
+    rows: Sequence[dict[str, Any]], # As `Contrasts.rows` and `PresetContrasts.rows` give them
+) -> list[dict[str, str]]: # The same keys in each
+    "Contrasts as texts."
+    return [{"pair": f"{r['a']} - {r['b']}", **({"model": r["model"]} if r["model"] else {}),
+             "benchmark": r["benchmark"], "metric": r["metric"] or "", "difference": _in(r, r["value"]),
+             "interval": "" if r["low"] is None else f"[{_in(r, r['low'])}, {_in(r, r['high'])}]",
+             "n": "" if r["n_items"] is None else f"{r['n_items']:,}", "adjusted p": _small(r["adjusted"]),
+             "verdict": r["verdict"], "why": r["note"]} for r in rows]
+
+def _in(row, x): # in points, or on the metric's own scale
+    if x is None or x != x: return ""
+    return f"{x:+.2f}" if scale(row["metric"]) else f"{100 * x:+.1f}"
+
+def _small(p): return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+def latex_rows(
+    rows: Sequence[dict[str, Any]], # As for `shown`
+) -> str: # One line a row, without "why"
+    "Contrasts as the rows of a LaTeX table."
+    marks = {"\\": r"\textbackslash ", **{m: f"\\{m}" for m in "_%&#"}, "<": "$<$", "- ": "$-$ ", "+": "$+$"}
+    def cell(text):
+        for mark, written in marks.items(): text = text.replace(mark, written)
+        return f"$-${text[1:]}" if text.startswith("-") else text.replace("[-", "[$-$").replace(", -", ", $-$")
+    return "\n".join(" & ".join(cell(v) for k, v in r.items() if k != "why") + r" \\" for r in shown(rows))
+
+# %% ../nbs/76_contrasts.ipynb #n8662941
 def size_rows(
     runs: Sequence[Run], # Stored
     level: float = 0.95, # Of the intervals
