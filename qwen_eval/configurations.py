@@ -6,7 +6,8 @@
 __all__ = ['CARDS', 'LOOKED_AT', 'MODELS', 'PRESETS', 'BENCHMARKS', 'named_device', 'stored_folder', 'Asking', 'largest_items',
            'asking', 'Configuration', 'configurations']
 
-# %% ../nbs/77_configurations.ipynb #n097d5b7
+# %% ../nbs/77_configurations.ipynb #nea5c2df
+import math
 import re
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from .datasets.all import benchmark as find_benchmark
 from .datasets.base import load
 from .engines.all import default_engine
 from .errors import ConfigError, ContextOverflow, QwenEvalError, UnknownNameError
+from .fetch import NotHere, fetching_nothing
 from .hardware import Device, detect, with_cards
 from .models import Model, model as find_model
 from .plans import plan_run, survey
@@ -72,7 +74,7 @@ def _snapshots(model):
     commit = ref.read_text().strip() if ref.is_file() else model.revision
     return [home / "snapshots" / commit] if commit else []
 
-# %% ../nbs/77_configurations.ipynb #ndab5893
+# %% ../nbs/77_configurations.ipynb #n4a50538
 LOOKED_AT = 16 # Items of a benchmark, those with most text
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,7 @@ class Asking:
     needed_tok: int = 0 # What an engine must hold, at most the model's context
     measured: bool = False # Are these real items?
     problem: str = "" # Why it cannot be asked
+    absent: str = "" # What would have to be fetched to know
 
     @property
     def whole(self) -> int: # In `unit`; 0 where nothing is known
@@ -110,7 +113,7 @@ def largest_items(
     few = {i.id: i for part in ranked for i in part}
     return replace(found, items=tuple(few.values())), real
 
-# %% ../nbs/77_configurations.ipynb #n4cc6d30
+# %% ../nbs/77_configurations.ipynb #n51aa9e2
 def asking(
     model: Model, # Who is asked; with `path`, its own tokenizer counts
     benchmark: str, # What
@@ -120,17 +123,27 @@ def asking(
     "How a benchmark would be asked, from files on this machine only; nothing is fetched."
     made = {"benchmark": benchmark, "unit": "tokens" if model.path else "bytes"}
     try:
-        few, measured = largest or largest_items(benchmark)
-        with tempfile.TemporaryDirectory() as runs:
-            plan = plan_run(model, benchmark, "balanced", protocol, engine="fake", item_set=few, runs=runs, epochs=1)
-        made |= {"variant": plan.variant_name, "declared": plan.variant, "measured": measured,
-                 "budget_tok": output_budget(plan.variant, plan.protocol)}
-        asked = list(plan.requests(plan.items))
-        longest = max(len(r.prompt_ids) + max(map(len, r.continuation_ids), default=0) for r in asked)
-        try: needed = survey(plan)[0]
-        except ContextOverflow: needed = model.context_tok
+        with fetching_nothing(): return Asking(**_asked(model, benchmark, protocol, largest, made))
+    except NotHere as e: return Asking(**made, absent=str(e))
     except QwenEvalError as e: return Asking(**made, problem=str(e))
-    return Asking(**made, longest=longest, needed_tok=needed)
+
+def _asked(model, benchmark, protocol, largest, made):
+    "The fields of an `Asking`; `made` is filled as far as it came."
+    few, measured = largest or largest_items(benchmark)
+    more = {} if measured else {"n_shot": 0} # a few specimens hold no examples beside
+    with tempfile.TemporaryDirectory() as runs:
+        plan = plan_run(model, benchmark, "balanced", protocol, engine="fake", item_set=few, runs=runs, epochs=1,
+                        **more)
+    made.update({"variant": plan.variant_name, "declared": plan.variant, "measured": measured,
+                 "budget_tok": output_budget(plan.variant, plan.protocol)})
+    size = len if made["unit"] == "tokens" else _n_bytes
+    asked = list(plan.requests(plan.items))
+    both = [[n(r.prompt_ids) + max(map(n, r.continuation_ids), default=0) for r in asked] for n in (len, size)]
+    try: needed = survey(plan)[0] + max(both[1]) - max(both[0])
+    except ContextOverflow: needed = math.inf
+    return {**made, "longest": max(both[1]), "needed_tok": min(needed, model.context_tok or math.inf)}
+
+def _n_bytes(ids): return len(ids) + sum(i >= 256 for i in ids) # `ByteTokenizer` takes a space and a byte as one
 
 # %% ../nbs/77_configurations.ipynb #n58812dc
 @dataclass(frozen=True)
@@ -158,7 +171,7 @@ class Configuration:
         "Model and preset."
         return f"{self.model.id}, {self.preset.id}"
 
-# %% ../nbs/77_configurations.ipynb #nd39e265
+# %% ../nbs/77_configurations.ipynb #n4f87a9c
 MODELS = ("qwen_8b", "qwen_14b", "qwen2.5_8b", "qwen2.5_14b", "qwen3_8b", "qwen3_14b")
 PRESETS = ("balanced", "performance", "memory_optimized")
 BENCHMARKS = ("humaneval", "mbpp", "codet5", "gsm8k", "arc_challenge", "hellaswag", "mmlu", "truthfulqa", "bfcl",
@@ -179,7 +192,8 @@ def configurations(
     for b in benchmarks: find_benchmark(b)
     asked = {m.id: [] for m in found}
     for b in benchmarks:
-        try: few = largest_items(b) # read once
+        try:
+            with fetching_nothing(): few = largest_items(b) # read once
         except QwenEvalError: few = None # each asking says why
         for m in found: asked[m.id].append(asking(_with_files(m), b, how, few))
     return tuple(Configuration(m, p, where, held, how, tuple(asked[m.id])) for m in found for p in setups)

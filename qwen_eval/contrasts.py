@@ -157,7 +157,7 @@ class Contrasts(Result):
 
     def latex_rows(self): return latex_rows(self.rows())
 
-# %% ../nbs/76_contrasts.ipynb #n4462153
+# %% ../nbs/76_contrasts.ipynb #n7063d8c
 def contrast_models(
     runs: Sequence[Run], # Of two models or more
     hypotheses: Sequence[Any] = (), # `Hypothesis` each, as `parse_hypotheses` makes them: the family
@@ -176,8 +176,8 @@ def contrast_models(
         raise ConfigError(f"these {len(found)} runs are of {', '.join(dict.fromkeys(x[0] for x in found))}, and no two "
                           "models were asked one benchmark under one preset; name two models that were.")
     if not planned:
-        p = [1.0 if c.p_value is None else c.p_value for c in rest]
-        rest = [replace(c, adjusted=a) for c, a in zip(rest, adjust(p).tolist(), strict=True)]
+        p = adjust([1.0 if c.p_value is None else c.p_value for c in rest]).tolist()
+        rest = [c if c.p_value is None else replace(c, adjusted=a) for c, a in zip(rest, p, strict=True)]
     return Contrasts(tuple(planned), tuple(rest), alpha)
 
 def _explored(a, b, x, y, level, margin):

@@ -132,7 +132,7 @@ def memory_check(
     return OK, (f"{found.needed_gib:.1f} of {found.budget_gib:.1f} GiB{on} with one sequence of {c.needed_tok:,} "
                 f"tokens; the cache holds {found.max_seqs:,}")
 
-# %% ../nbs/78_validation.ipynb #n9ceb84b
+# %% ../nbs/78_validation.ipynb #n9df362d
 @checks.register("context")
 def context_check(
     c: Configuration, # Any
@@ -140,21 +140,21 @@ def context_check(
     "Do prompts and budgets fit into the context?"
     room = c.model.context_tok
     if room is None: return UNCHECKED, "the length of its context is not known"
-    seen = [a for a in c.askings if not a.problem and not (a.declared and a.declared.open_ended)]
+    seen = [a for a in c.askings if not (a.problem or a.absent or (a.declared and a.declared.open_ended))]
     if over := [a for a in seen if a.whole > room and a.unit == "tokens"]:
         return PROBLEM, "; ".join(f"{a.benchmark}: a prompt of {a.longest:,} tokens and a budget of {a.budget_tok:,} "
                                   f"exceed {room:,}" for a in over) + "; set a smaller budget, or fewer examples"
     if maybe := [a for a in seen if a.whole > room]:
         return UNCHECKED, "; ".join(f"{a.benchmark}: a prompt of {a.longest:,} bytes and a budget of {a.budget_tok:,} "
                                     f"tokens; the tokenizer tells whether they fit into {room:,}" for a in maybe)
-    if absent := [a.benchmark for a in seen if not a.measured]:
+    if absent := [a.benchmark for a in c.askings if not (a.problem or a.measured)]:
         return UNCHECKED, (f"no items of {', '.join(absent)} here, so their prompts were not measured "
                            f"(budgets fit{'' if len(absent) == len(seen) else '; the others fit as a whole'})")
     if not seen: return UNCHECKED, "no benchmark could be asked"
     most = max(seen, key=lambda a: a.whole)
     return OK, f"at most {most.whole:,} of {room:,} tokens ({most.benchmark}, prompts in {most.unit})"
 
-# %% ../nbs/78_validation.ipynb #n529f39f
+# %% ../nbs/78_validation.ipynb #n0526993
 @checks.register("asking")
 def asking_check(
     c: Configuration, # Any
@@ -164,6 +164,8 @@ def asking_check(
     if not c.askings: return UNCHECKED, "no benchmark was named"
     for a in c.askings:
         if a.declared: _resolve(a.declared, a.benchmark)
+    if lost := [f"{a.benchmark}: {a.absent.rstrip('.')}" for a in c.askings if a.absent]:
+        return UNCHECKED, f"{'; '.join(lost)} (the other {len(c.askings) - len(lost)} can be asked)"
     think = "thinks" if c.protocol.thinking else {"none": "cannot think", "switch": "is told not to think",
                                                   "always": "always thinks"}.get(c.model.thinking, "thinks or not")
     return OK, f"{len(c.askings)} benchmark{'s' * (len(c.askings) > 1)} by {c.protocol.id}; the model {think}"
@@ -176,14 +178,14 @@ def _resolve(variant, benchmark):
     if variant.score in scorers or variant.score in batch_scorers: return
     raise UnknownNameError("scorer", variant.score, [*scorers.names(), *batch_scorers.names()], hint)
 
-# %% ../nbs/78_validation.ipynb #nf6c8cdc
+# %% ../nbs/78_validation.ipynb #n672a58f
 @checks.register("tools")
 def tools_check(
     c: Configuration, # Any
 ) -> tuple[str, str]: # Status, why
     "Are benchmarks of tool calls asked in the model's own format?"
     from qwen_eval.datasets.all import benchmark as find
-    found = [(a, find(a.benchmark)) for a in c.askings if not a.problem]
+    found = [(a, find(a.benchmark)) for a in c.askings if not (a.problem or a.absent)]
     found = [(a, b) for a, b in found if b.tool_variants]
     if not found: return UNCHECKED, "no benchmark of tool calls was named, or none can be asked"
     form, said = c.model.tool_format, []
