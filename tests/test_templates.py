@@ -53,6 +53,18 @@ def stored(root, name, values, preset="balanced", seconds=100.0, tok=10, twin=Fa
     return Run(root / f"{run.path.name}{'-twin' * twin}")
 
 
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    "A lab of its own, without data; notebooks find the package of this checkout."
+    (tmp_path / "settings.ini").write_text(
+        f"[paths]\nruns = runs\ncache = cache\nreports = reports\nspecimens = {ROOT / 'data/specimens'}\n")
+    monkeypatch.delenv("QWEN_EVAL_DATA", raising=False)
+    monkeypatch.setenv("QWEN_EVAL_SETTINGS", str(tmp_path / "settings.ini"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    return tmp_path
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     "Two sizes that differ by some points on gsm8k, and not at all on arc_challenge."
@@ -184,6 +196,18 @@ def test_twins_are_kept_apart(presets):
     assert {r["preset"] for r in front_rows(runs)} == {"balanced", "performance", "memory_optimized"}
 
 
+def test_the_twin_of_a_study_is_the_noise_floor(lab):
+    from qwen_eval.runner import run_study
+    from qwen_eval.studies import Study
+    study = Study(id="aa", models=("smollm2_135m",), presets=("balanced", "performance"), benchmarks=("gsm8k",),
+                  engine="fake", allow_specimens=True, answer_tok=16, aa=True)
+    assert not run_study(study, notebooks=False).failures
+    runs = select_runs(benchmarks=["gsm8k"])
+    assert len(runs) == 3 and len(at_place(runs, twins=True)) == 1
+    found = contrast_presets(runs, "balanced", margin=0.05)
+    assert found.noise[0].preset == "balanced (A/A)" and "not a result" in found.contrasts[0].why
+
+
 def test_speed_is_told_only_beyond_the_repeat(presets):
     rows = {r["a"]: r for r in speed_rows(select_runs(presets), "balanced")}
     assert rows["performance"]["verdict"] == "faster" and rows["performance"]["value"] == pytest.approx(2.0)
@@ -265,18 +289,6 @@ def test_texts_become_what_the_notebook_means():
     assert parameter_values(t, given) == {"models": ["a", "b"], "margin": 0.01, "evaluate": True, "limit": 5,
                                           "overrides": {"answer_tok": 64}, "runs": "none", "study": "demo"}
     assert parameter_values(t, {"models": ["x"], "limit": None}) == {"models": ["x"], "limit": None}
-
-
-@pytest.fixture
-def lab(tmp_path, monkeypatch):
-    "A lab of its own, without data; notebooks find the package of this checkout."
-    (tmp_path / "settings.ini").write_text(
-        f"[paths]\nruns = runs\ncache = cache\nreports = reports\nspecimens = {ROOT / 'data/specimens'}\n")
-    monkeypatch.delenv("QWEN_EVAL_DATA", raising=False)
-    monkeypatch.setenv("QWEN_EVAL_SETTINGS", str(tmp_path / "settings.ini"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    return tmp_path
 
 
 def test_the_template_of_models_says_what_the_functions_say(lab, models):
