@@ -48,6 +48,7 @@ class Settings:
     cache: Path = Path("data/cache") # Fetched wheels, converted weights, item-set hashes of first loads
     specimens: Path = Path("data/specimens") # Hand-written items of the project
     reports: Path = Path("reports") # Figures, tables, reports
+    published: Path | None = None # A lab's own CSV of published scores, beside those that the project carries
     engine: dict[str, str] = field(default_factory=dict) # Engine defaults, such as `engine = vllm`
     declared: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict) # kind -> name -> key -> text
 
@@ -72,7 +73,7 @@ def check_name(
                       "letter or digit, and has at most 80 of them.")
 
 # %% ../nbs/02_settings.ipynb #c11
-PATH_KEYS = ("data", "runs", "cache", "specimens", "reports")
+PATH_KEYS = ("data", "runs", "cache", "specimens", "reports", "published")
 ENGINE_KEYS = ("engine", "dtype", "device", "tensor_parallel", "replicas", "cache",
                "base_url", "served_model", "server", "route", "key_env", "concurrency", # from base_url on: of APIs
                "timeout_s", "attempts", "patience_s", "budget_usd", "budget_tok", "stream")
