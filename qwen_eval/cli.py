@@ -23,6 +23,7 @@ from .console import (LOOK, BudgetTok, BudgetUsd, CacheFlag, Concurrency, Edge, 
 from .errors import ConfigError
 from .layout import line_width
 from .audit_commands import audit_command, contamination_command
+from .published_commands import published_, replicate_
 from .quality_commands import quality_
 from .run_commands import runs
 from .study_commands import finish, study
@@ -283,6 +284,8 @@ app.add_typer(cache, name="cache")
 app.command("audit")(audit_command)
 app.command("bench")(bench_command)
 app.command("contamination")(contamination_command)
+app.command("published")(published_)
+app.command("replicate")(replicate_)
 
 # %% ../nbs/90_cli.ipynb #c20
 def main() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from .datasets.all import benchmarks
 from .errors import ConfigError, UnknownNameError
-from .metrics import metrics, scale
+from .metrics import metrics
 from .models import models
 from .settings import expand, settings
 

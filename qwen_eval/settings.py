@@ -33,7 +33,7 @@ SECTION_KEYS = {kind: tuple(keys.split()) for kind, keys in {
     "benchmark": "like kind title path hub config revision split shot_split n_shot shots stop variant task prompt "
                  "extract score metric question answer choices item_id stratum cluster solution tests entry_point "
                  "extra answer_key version licence notes",
-    "study": f"models checkpoints adapter chat_template system model_variant benchmarks presets protocol limit "
+    "study": f"models checkpoints cells adapter chat_template system model_variant benchmarks presets protocol limit "
              f"{_SAMPLING} allow_specimens allow_unsafe_code engine judge judge_tok notes "
              f"base_url served_model concurrency budget_usd budget_tok"}.items()}
 

@@ -34,7 +34,8 @@ class Study:
     chat_template: str | None = None # A file, or text, in place of every tokenizer's own
     system: str | None = None # System text of chat prompts; None is the model's own, or left to the chat template
     model_variant: str | None = None # "base" or "chat"; None: whether a model has a chat template
-    benchmarks: tuple[str, ...] # Registered names
+    benchmarks: tuple[str, ...] = () # Registered names
+    cells: tuple[str, ...] = () # "MODEL BENCHMARK", perhaps with ":4" for four examples, in place of each with each
     presets: tuple[str, ...] = ("balanced",) # How the engine is set up; one engine per model and preset
     protocol: str = "greedy" # How items are asked
     limit: int | None = None # Items per benchmark, the first of the seeded order; None is all
@@ -60,6 +61,14 @@ class Study:
     budget_usd: float | None = None # Most that each run may cost in one sitting, US dollars
     budget_tok: int | None = None # Most that each run may take in one sitting, tokens
     notes: str = "" # What the study is for; stands in its report
+
+    def asked(
+        self,
+        model: str, # One of `models`
+    ) -> list[tuple[str, int | None]]: # Benchmarks, each with the number of its examples; None: what its variant has
+        "What a model is asked."
+        if not self.cells: return [(b, self.n_shot) for b in self.benchmarks]
+        return [(b, self.n_shot if n is None else n) for m, b, n in map(_cell, self.cells) if m == model]
 
     @property
     def overrides(self) -> dict[str, Any]: # Argument of `evaluate` -> value; folders and files in full
@@ -96,6 +105,7 @@ def study(
     if found.base_url and "@" in found.base_url:
         raise ConfigError("The address of a study is written into its notebooks: leave user and password out. An "
                           "address with them may stand as base_url under [engine] in settings.ini.")
+    found = _of_cells(found)
     for key in ("models", "benchmarks", "presets"):
         values = getattr(found, key)
         if key == "models" and found.checkpoints: continue
@@ -103,6 +113,24 @@ def study(
         if len(set(values)) == len(values): continue
         raise ConfigError(f"[study.{found.id}] names one of {key} twice: {', '.join(values)}.")
     return _expanded(replace(found, **changes) if changes else found)
+
+def _cell(text):
+    "(model, benchmark, number of examples or None) of a cell; raises `ConfigError`."
+    parts = text.split()
+    benchmark, colon, n = parts[-1].partition(":") if len(parts) == 2 else ("", "", "")
+    if benchmark and (n.isdecimal() or not colon): return parts[0], benchmark, int(n) if n else None
+    raise ConfigError(f"{text!r} is no cell of a study; write MODEL BENCHMARK, or MODEL BENCHMARK:4 for four examples.")
+
+def _of_cells(s):
+    "The study with the models and benchmarks of its cells."
+    if not s.cells: return s
+    each = [_cell(text) for text in s.cells]
+    named = [tuple(dict.fromkeys(c[k] for c in each)) for k in (0, 1)]
+    if twice := [f"{m} {b}" for m, b in dict.fromkeys(c[:2] for c in each) if sum((m, b) == c[:2] for c in each) > 1]:
+        raise ConfigError(f"[study.{s.id}] names the cell {twice[0]} twice.")
+    if [*map(set, (s.models, s.benchmarks))] not in ([set(), set()], [*map(set, named)]):
+        raise ConfigError(f"[study.{s.id}] names cells, and models or benchmarks beside them; leave these out.")
+    return replace(s, models=named[0], benchmarks=named[1])
 
 def _expanded(s):
     "The study with its checkpoints among the models."
@@ -120,6 +148,7 @@ class Planned:
     benchmark: str # As the study names it
     allow_unsafe: bool = False # May programs run where nothing confines them?
     jury: Jury | None = None # Who judges its answers, where they are judged
+    n_shot: int | None = None # Worked examples, as the study asks for them
 
     @property
     def path(self) -> Path: # It need not exist
@@ -193,18 +222,18 @@ def plan(
 ) -> StudyPlan: # With every run checked
     "What a study would do; raises one `ConfigError` that says everything that cannot work."
     s = study(name)
-    kept = {"limit": s.limit, "n_shot": s.n_shot, "variant": s.variant, "engine": s.engine or None, "seed": s.seed,
+    kept = {"limit": s.limit, "variant": s.variant, "engine": s.engine or None, "seed": s.seed,
             "order_seed": s.seed or 0, "allow_specimens": s.allow_specimens, "runs": runs, **s.overrides}
     planned, wrong, loaded = [], {}, {} # items are loaded once, whoever is asked
     for model in s.models:
         for preset in s.presets:
-            for benchmark in s.benchmarks:
+            for benchmark, kept["n_shot"] in s.asked(model):
                 try:
                     found = plan_run(model, benchmark, preset, s.protocol, item_set=loaded.get(benchmark), **kept)
                     found, jury = with_jury(found, s.judge, s.engine or None, judge_tok=s.judge_tok)
                 except QwenEvalError as e: wrong.setdefault(str(e), f"{model}, {preset}, {benchmark}")
                 else:
-                    planned.append(Planned(found, model, preset, benchmark, s.allow_unsafe_code, jury))
+                    planned.append(Planned(found, model, preset, benchmark, s.allow_unsafe_code, jury, kept["n_shot"]))
                     loaded[benchmark] = found.item_set
     if s.judge and planned and not any(r.plan.variant.judge for r in planned):
         wrong[f"none of these is judged by a model, so nobody would ask {s.judge}; leave the judge out."] = ", ".join(
