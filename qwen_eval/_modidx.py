@@ -2306,6 +2306,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'qwen_eval.published.agreement': ('published.html#agreement', 'qwen_eval/published.py'),
                                      'qwen_eval.published.asked_as': ('published.html#asked_as', 'qwen_eval/published.py'),
                                      'qwen_eval.published.beside': ('published.html#beside', 'qwen_eval/published.py'),
+                                     'qwen_eval.published.check_tolerance': ('published.html#check_tolerance', 'qwen_eval/published.py'),
                                      'qwen_eval.published.compared': ('published.html#compared', 'qwen_eval/published.py'),
                                      'qwen_eval.published.published_row': ('published.html#published_row', 'qwen_eval/published.py'),
                                      'qwen_eval.published.published_rows': ('published.html#published_rows', 'qwen_eval/published.py'),

@@ -40,7 +40,7 @@ def published_(
 
 # %% ../nbs/89_published_commands.ipynb #s09
 def replicate_(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="A declared study, such as one of cells.")] = "replicate",
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="A declared study, as one of cells.")] = "replicate",
     tolerance: Annotated[float, typer.Option(help="Beyond our interval, share of the metric's range.")] = 0.01,
     strict: Annotated[bool, typer.Option("--strict", help="Compare nothing that a source does not state.")] = False,
     facts: FactsFile = None,

@@ -13,7 +13,7 @@ from typing import Any
 from .errors import QwenEvalError
 from .models import Model, model as find_model, weight_bytes
 from .plans import Plan, fingerprint, plan_run
-from .published import asked_as, beside, published_row, unlike
+from .published import asked_as, beside, check_tolerance, published_row, unlike
 from .published_facts import Published, published
 from .runs import list_runs
 from .studies import Study, study
@@ -87,6 +87,7 @@ def replication(
 ) -> Replication: # One row a cell and published score
     "Published cells beside what is stored; raises what `study` and `published` raise."
     s, stored, rows, loaded = study(name), list_runs(runs), [], {}
+    check_tolerance(tolerance)
     facts = published() if facts is None else facts
     for model in s.models:
         for benchmark, n_shot in s.asked(model):
@@ -105,7 +106,9 @@ def _planned(s, model, benchmark, n_shot, loaded):
     "(Plan or None, why it is None): as an engine without weights would be asked."
     asked = {"variant": s.variant, "n_shot": n_shot, "allow_specimens": s.allow_specimens, "engine": "fake"}
     try: p = plan_run(model, benchmark, s.presets[0], s.protocol, item_set=loaded.get(benchmark), **asked)
-    except QwenEvalError as e: return None, str(e)
+    except QwenEvalError as e:
+        absent = str(e).startswith("No source has the items")
+        return None, f"the items of {benchmark} (from the hub, or a folder in QWEN_EVAL_DATA)" if absent else str(e)
     loaded[benchmark] = p.item_set
     return p, ""
 
