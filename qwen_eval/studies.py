@@ -60,6 +60,13 @@ class Study:
     concurrency: int | None = None # Requests that such a server gets at a time
     budget_usd: float | None = None # Most that each run may cost in one sitting, US dollars
     budget_tok: int | None = None # Most that each run may take in one sitting, tokens
+    budget_h: float | None = None # Hours of engine time that the whole study may take; told in the plan
+    hypotheses: str = "" # What is to be confirmed, one a line or separated by ";"; the Holm family, decided at the end
+    alpha: float = 0.05 # Level of the tests of the hypotheses together, fraction
+    power: float = 0.8 # Chance that a planned difference is found, fraction
+    half_width: float | None = None # Half of the length that each run's 95 % interval is to have, fraction
+    early: bool = False # Stop asking once a sequential test, or the interval, says enough?
+    aa: bool = False # An A/A twin beside the first preset: the same items in another batch order?
     notes: str = "" # What the study is for; stands in its report
 
     def asked(
@@ -91,6 +98,25 @@ def _in_full(given): # notebooks work in another folder
         if (path := place / expand(given)).exists(): return str(path.resolve())
     return given
 
+# %% ../nbs/85_studies.ipynb #pb02
+def _cell(text):
+    "(model, benchmark, number of examples or None) of a cell; raises `ConfigError`."
+    parts = text.split()
+    benchmark, colon, n = parts[-1].partition(":") if len(parts) == 2 else ("", "", "")
+    if benchmark and (n.isdecimal() or not colon): return parts[0], benchmark, int(n) if n else None
+    raise ConfigError(f"{text!r} is no cell of a study; write MODEL BENCHMARK, or MODEL BENCHMARK:4 for four examples.")
+
+def _of_cells(s):
+    "The study with the models and benchmarks of its cells."
+    if not s.cells: return s
+    each = [_cell(text) for text in s.cells]
+    named = [tuple(dict.fromkeys(c[k] for c in each)) for k in (0, 1)]
+    if twice := [f"{m} {b}" for m, b in dict.fromkeys(c[:2] for c in each) if sum((m, b) == c[:2] for c in each) > 1]:
+        raise ConfigError(f"[study.{s.id}] names the cell {twice[0]} twice.")
+    if [*map(set, (s.models, s.benchmarks))] not in ([set(), set()], [*map(set, named)]):
+        raise ConfigError(f"[study.{s.id}] names cells, and models or benchmarks beside them; leave these out.")
+    return replace(s, models=named[0], benchmarks=named[1])
+
 # %% ../nbs/85_studies.ipynb #c07
 def study(
     name: str | Study, # A section `[study.NAME]` of the settings, or a `Study`
@@ -112,25 +138,16 @@ def study(
         if not values: raise ConfigError(f"[study.{found.id}] names no {key}; list at least one.")
         if len(set(values)) == len(values): continue
         raise ConfigError(f"[study.{found.id}] names one of {key} twice: {', '.join(values)}.")
-    return _expanded(replace(found, **changes) if changes else found)
+    return _expanded(_numbers(replace(found, **changes) if changes else found))
 
-def _cell(text):
-    "(model, benchmark, number of examples or None) of a cell; raises `ConfigError`."
-    parts = text.split()
-    benchmark, colon, n = parts[-1].partition(":") if len(parts) == 2 else ("", "", "")
-    if benchmark and (n.isdecimal() or not colon): return parts[0], benchmark, int(n) if n else None
-    raise ConfigError(f"{text!r} is no cell of a study; write MODEL BENCHMARK, or MODEL BENCHMARK:4 for four examples.")
+_RANGES = {"alpha": (0, 0.5), "power": (0, 1), "half_width": (0, 0.5), "budget_h": (0, float("inf"))}
 
-def _of_cells(s):
-    "The study with the models and benchmarks of its cells."
-    if not s.cells: return s
-    each = [_cell(text) for text in s.cells]
-    named = [tuple(dict.fromkeys(c[k] for c in each)) for k in (0, 1)]
-    if twice := [f"{m} {b}" for m, b in dict.fromkeys(c[:2] for c in each) if sum((m, b) == c[:2] for c in each) > 1]:
-        raise ConfigError(f"[study.{s.id}] names the cell {twice[0]} twice.")
-    if [*map(set, (s.models, s.benchmarks))] not in ([set(), set()], [*map(set, named)]):
-        raise ConfigError(f"[study.{s.id}] names cells, and models or benchmarks beside them; leave these out.")
-    return replace(s, models=named[0], benchmarks=named[1])
+def _numbers(s):
+    "The study, if what it says about certainty and time can be meant."
+    for key, (low, high) in _RANGES.items():
+        if (x := getattr(s, key)) is not None and not low < x < high:
+            raise ConfigError(f"[study.{s.id}] {key} is {x}; it lies between {low} and {high}, both excluded.")
+    return s
 
 def _expanded(s):
     "The study with its checkpoints among the models."
