@@ -35,7 +35,8 @@ SECTION_KEYS = {kind: tuple(keys.split()) for kind, keys in {
                  "extra answer_key version licence notes",
     "study": f"models checkpoints adapter chat_template system model_variant benchmarks presets protocol limit "
              f"{_SAMPLING} allow_specimens allow_unsafe_code engine judge judge_tok notes "
-             f"base_url served_model concurrency budget_usd budget_tok"}.items()}
+             f"base_url served_model concurrency budget_usd budget_tok budget_h hypotheses alpha power half_width "
+             "early aa"}.items()}
 
 # %% ../nbs/02_settings.ipynb #c06
 @dataclass(frozen=True, kw_only=True)

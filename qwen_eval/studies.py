@@ -59,6 +59,13 @@ class Study:
     concurrency: int | None = None # Requests that such a server gets at a time
     budget_usd: float | None = None # Most that each run may cost in one sitting, US dollars
     budget_tok: int | None = None # Most that each run may take in one sitting, tokens
+    budget_h: float | None = None # Hours of engine time that the whole study may take; told in the plan
+    hypotheses: str = "" # What is to be confirmed, one a line or separated by ";"; the Holm family, decided at the end
+    alpha: float = 0.05 # Level of the tests of the hypotheses together, fraction
+    power: float = 0.8 # Chance that a planned difference is found, fraction
+    half_width: float | None = None # Half of the length that each run's 95 % interval is to have, fraction
+    early: bool = False # Stop asking once a sequential test, or the interval, says enough?
+    aa: bool = False # An A/A twin beside the first preset: the same items in another batch order?
     notes: str = "" # What the study is for; stands in its report
 
     @property
@@ -102,7 +109,16 @@ def study(
         if not values: raise ConfigError(f"[study.{found.id}] names no {key}; list at least one.")
         if len(set(values)) == len(values): continue
         raise ConfigError(f"[study.{found.id}] names one of {key} twice: {', '.join(values)}.")
-    return _expanded(replace(found, **changes) if changes else found)
+    return _expanded(_numbers(replace(found, **changes) if changes else found))
+
+_RANGES = {"alpha": (0, 0.5), "power": (0, 1), "half_width": (0, 0.5), "budget_h": (0, float("inf"))}
+
+def _numbers(s):
+    "The study, if what it says about certainty and time can be meant."
+    for key, (low, high) in _RANGES.items():
+        if (x := getattr(s, key)) is not None and not low < x < high:
+            raise ConfigError(f"[study.{s.id}] {key} is {x}; it lies between {low} and {high}, both excluded.")
+    return s
 
 def _expanded(s):
     "The study with its checkpoints among the models."
