@@ -59,7 +59,7 @@ def lm_eval(a):
 def inspect(a):
     os.environ.setdefault("STUB_API_KEY", "none")
     os.environ["STUB_BASE_URL"] = a.url
-    from inspect_ai import Task, eval, eval_retry
+    from inspect_ai import Task, eval, eval_retry, task
     from inspect_ai.dataset import MemoryDataset, Sample
     from inspect_ai.log import list_eval_logs
     from inspect_ai.model import GenerateConfig
@@ -67,14 +67,16 @@ def inspect(a):
     from inspect_ai.solver import generate
     rows = [json.loads(line) for line in a.items.read_text().splitlines()][:a.n]
     samples = [Sample(input=r["question"], target=r["answer"], id=i + 1) for i, r in enumerate(rows)]
-    task = Task(dataset=MemoryDataset(samples), solver=generate(), scorer=match(numeric=True), name="gsm8k_here",
-                config=GenerateConfig(max_tokens=256, temperature=0))
+    @task
+    def gsm8k_here(): # by this name eval_retry finds it
+        return Task(dataset=MemoryDataset(samples), solver=generate(), scorer=match(numeric=True),
+                    config=GenerateConfig(max_tokens=256, temperature=0))
     tuned = {"max_connections": 64, "max_samples": 64} if a.mode == "tuned" else {}
     how = {"display": "none", "log_dir": str(a.folder / "logs"), **tuned}
     began = time.perf_counter()
     logs = list_eval_logs(str(a.folder / "logs")) if (a.folder / "logs").exists() else []
     again = logs and a.mode == "tuned"
-    found = eval_retry(logs[0], **how) if again else eval(task, model=f"openai-api/stub/{NAME}", **how)
+    found = eval_retry(logs[0], **how) if again else eval(gsm8k_here(), model=f"openai-api/stub/{NAME}", **how)
     return time.perf_counter() - began, found[0].results.completed_samples
 
 
