@@ -62,9 +62,8 @@ def typst_source(
     folder: Path, # Where the source will lie; figures are named from there
 ) -> str: # Source of typst
     "The whole report; the facts of each run stand in the page and in `results.json`."
-    warned = "".join(f"  par({literal(w)}),\n" for w in warnings_of(report))
-    noted = f"#block(fill: rgb(\"#fff8e1\"), inset: 6pt, width: 100%, {{\n{warned.replace('),', ')')}}})\n" if warned \
-        else ""
+    warned = "".join(f"  par({literal(w)})\n" for w in warnings_of(report))
+    noted = f"#block(fill: rgb(\"#fff8e1\"), inset: 6pt, width: 100%, {{\n{warned}}})\n" if warned else ""
     said = [_HEAD.format(title=literal(report.title)), _paragraph(report.lead), noted,
             *(line for p in parts(report) for line in _part(p, folder))]
     if report.environment:
