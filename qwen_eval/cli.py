@@ -25,7 +25,7 @@ from .layout import line_width
 from .audit_commands import audit_command, contamination_command
 from .quality_commands import quality_
 from .run_commands import runs
-from .study_commands import finish, study
+from .study_commands import finish, study, study_report
 
 # %% ../nbs/90_cli.ipynb #c04
 app = typer.Typer(cls=Edge, **LOOK)
@@ -278,6 +278,7 @@ app.command("conformance")(conformance_)
 
 # %% ../nbs/90_cli.ipynb #n19
 app.add_typer(study, name="study")
+app.command("report")(study_report)
 app.add_typer(runs, name="runs")
 app.add_typer(cache, name="cache")
 app.command("audit")(audit_command)

@@ -300,28 +300,6 @@ def best_runs(
                      range=(min(low, float(values.min())), max(high, float(values.max()))))
     return replace(found, n_items=len(common.items))
 
-# %% ../nbs/75_comparisons.ipynb #n45227a9
-def best_runs(
-    runs: Sequence[Run], # Two or more scored runs of one benchmark
-    names: Sequence[str], # What to call them
-    metric: str | None = None, # A measured metric; None is the primary one
-    level: float = 0.95, # Chance that the set holds the best, fraction in (0, 1)
-    seed: int = 0, # Of the draws, >= 0
-) -> BestSet | None: # None where they share one item or cluster, or none
-    "Which runs are not excluded as best, on the items that all of them share."
-    try: common = common_values(runs, metric)
-    except ConfigError: return None # every two may share items, and no item be in all
-    values = common.values.mean(axis=2) # (n_runs, n_items)
-    means, at = values.mean(axis=1, keepdims=True), np.unique(common.clusters, return_inverse=True)[1]
-    if common.clustered:
-        sums = np.array([np.bincount(at, v) for v in values - means]) # (n_runs, n_clusters)
-        values = means + sums * sums.shape[1] / len(at)
-    if values.shape[1] < 2: return None
-    low, high = common.range
-    found = best_set(values, names, np.random.default_rng(seed), level, higher_is_better=common.metric.higher_is_better,
-                     range=(min(low, float(values.min())), max(high, float(values.max()))))
-    return replace(found, n_items=len(common.items))
-
 # %% ../nbs/75_comparisons.ipynb #n11
 def compare_all_runs(
     runs: Sequence[Run | str | Path], # Two or more scored runs, or their names

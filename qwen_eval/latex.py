@@ -68,7 +68,8 @@ def text_table(
     "Any table of a report in LaTeX."
     keys, wide = [k for k in table.columns if k not in without], wide or {}
     left = ("hypothesis", "a", "b", "verdict", "why", "model", "benchmark", "source", "note")
-    columns = "".join(rf">{{\raggedright\arraybackslash}}p{{{wide[k]}}}" if k in wide else "rl"[k in left] for k in keys)
+    columns = "".join(rf">{{\raggedright\arraybackslash}}p{{{wide[k]}}}" if k in wide else "rl"[k in left]
+                      for k in keys)
     groups = [(tex(", ".join(filter(None, (head, what)))), [[tex(row[k]) for k in keys] for row in rows])
               for head, what, rows in table.groups]
     return booktabs([tex(table.columns[k]) for k in keys], groups, f"{tex(title)} {tex(table.caption)}".strip(), label,

@@ -22,7 +22,7 @@ def plain(
     line = " ".join(str(text).split())
     said = re.sub(r"([\\`*\[\]<>|~$&!])", r"\\\1", line)
     said = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", said)
-    return re.sub(r"^(#+|[-+=]+|\d+(?=[.)](?:\s|$)))(?=\W|$)", lambda m: f"\\{m[0]}" if m[0][0] in "#-+=" else f"{m[0]}\\", said)
+    return re.sub(r"^(?:(\d+)(?=[.)](?:\s|$))|(?=(?:#+|[-+=]+)(?:\s|$)))", r"\1\\", said) # a list, a head
 
 # %% ../nbs/82_markdown.ipynb #nc8c3fe0
 def table_text(

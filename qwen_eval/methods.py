@@ -42,15 +42,14 @@ def methods_paragraph(
     def many(what): return f"{len(by := by_value_of(scored, what))} {what}{'s' * (len(by) > 1)}"
     repeats = by_value(scored, "n_epochs")
     asked = "once" if set(repeats) <= {"1"} else f"this many times: {listed(repeats)}"
-    said = [f"{many('model')} answered {many('benchmark')} under {many('preset')} ({listed(by_value(scored, 'engine'))} "
-            f"as engine, protocol {listed(by_value(scored, 'protocol'))}), {len(scored)} runs in all.",
+    said = [f"{many('model')} answered {many('benchmark')} under {many('preset')} "
+            f"({listed(by_value(scored, 'engine'))} as engine, protocol {listed(by_value(scored, 'protocol'))}), {len(scored)} runs in all.",
             f"Items stand in a random order drawn with seed {seed}, the same for all, and each is asked {asked}; "
             f"items per run: {listed(by_value(scored, 'n_items'))}.",
             f"Intervals are two-sided, of {levels(scored)}, by the method {listed(by_value(scored, 'method'))}.",
             "Models and presets are compared on the items that both answered, item by item, never by two intervals of "
             "their own.",
-            "Asking stopped when it was enough; intervals and tests of what was stopped are valid at every look (Howard "
-            "and others 2021)." if early else "",
+            "Asking stopped when it was enough; intervals and tests are valid at every look (Howard and others 2021)." if early else "",
             decided, f"Bold scores are not excluded as best ({best_how})." if best_how else "",
             "Answers that were cut off and answers in which none was found count as they stand; failures of the engine "
             "do not count."]
@@ -77,9 +76,9 @@ def checklist(
         ("What do the error bars show?", f"Confidence intervals of {levels(scored)} of each score: "
          f"{listed(by_value(scored, 'estimand'))}. They are neither standard errors nor standard deviations, and they "
          "need not be symmetric."),
-        ("What varies?", f"{varies[0].upper()}{varies[1:]}. Not in the bars:{drawn} the wording of prompts, the training "
-         "of a model, other hardware."),
-        ("How were they computed?", f"{listed(by_value(scored, 'method'))}. {own and _own(own) or ''}".strip()
+        ("What varies?", f"{varies[0].upper()}{varies[1:]}. Not in the bars:{drawn} the wording of prompts, the "
+         "training of a model, other hardware."),
+        ("How were they computed?", f"{listed(by_value(scored, 'method'))}. {_own(own) if own else ''}".strip()
          + (" Asking was stopped early: these intervals hold at every look." if early else "")),
         ("From how many items?", _counted(scored)),
         ("What is assumed?", "That items are independent draws from the population of which a score speaks, except "

@@ -17,8 +17,8 @@ from .figures import records
 
 # %% ../nbs/82_results.ipynb #n5f0ee75
 SCHEMA, SCHEMA_VERSION = "qwen_eval.study_report", 1
-_OF_ESTIMATE = ("run_id", "model", "preset", "benchmark", "variant", "metric", "primary", "value", "low", "high", "level",
-                "method", "n_items", "n_epochs", "n_clusters", "counts", "estimand", "marks")
+_OF_ESTIMATE = ("run_id", "model", "preset", "benchmark", "variant", "metric", "primary", "value", "low", "high",
+                "level", "method", "n_items", "n_epochs", "n_clusters", "counts", "estimand", "marks")
 
 def results_data(
     report: StudyReport, # What to say

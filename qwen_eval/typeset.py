@@ -7,7 +7,6 @@ __all__ = ['literal', 'typst_source', 'write_pdf']
 
 # %% ../nbs/82_typst.ipynb #na13243e
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from .documents import Part, StudyReport, Table, flat, parts, warnings_of
 from .errors import ConfigError

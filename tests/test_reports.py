@@ -4,7 +4,8 @@ import re
 
 from qwen_eval.closing import difference_text
 from qwen_eval.figures import forest, save_figure
-from qwen_eval.reports import Report, alt_text, shown, write_report
+from qwen_eval.documents import Picture, StudyReport, alt_text, shown
+from qwen_eval.reports import write_report
 
 ROWS = [
     {"benchmark": b, "model": "toy", "preset": p, "value": 0.4, "low": 0.3, "high": 0.5, "level": 0.95,
