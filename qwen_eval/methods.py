@@ -42,18 +42,20 @@ def methods_paragraph(
     def many(what): return f"{len(by := by_value_of(scored, what))} {what}{'s' * (len(by) > 1)}"
     repeats = by_value(scored, "n_epochs")
     asked = "once" if set(repeats) <= {"1"} else f"this many times: {listed(repeats)}"
-    said = [f"{many('model')} answered {many('benchmark')} under {many('preset')} "
-            f"({listed(by_value(scored, 'engine'))} as engine, protocol {listed(by_value(scored, 'protocol'))}), {len(scored)} runs in all.",
+    engines, protocols = (listed(by_value(scored, k)) for k in ("engine", "protocol"))
+    said = [f"{many('model')} answered {many('benchmark')} under {many('preset')} ({engines} as engine, protocol "
+            f"{protocols}), {len(scored)} runs in all.",
             f"Items stand in a random order drawn with seed {seed}, the same for all, and each is asked {asked}; "
             f"items per run: {listed(by_value(scored, 'n_items'))}.",
             f"Intervals are two-sided, of {levels(scored)}, by the method {listed(by_value(scored, 'method'))}.",
             "Models and presets are compared on the items that both answered, item by item, never by two intervals of "
-            "their own.",
-            "Asking stopped when it was enough; intervals and tests are valid at every look (Howard and others 2021)." if early else "",
+            "their own.", _EARLY if early else "",
             decided, f"Bold scores are not excluded as best ({best_how})." if best_how else "",
             "Answers that were cut off and answers in which none was found count as they stand; failures of the engine "
             "do not count."]
     return " ".join(filter(None, said))
+
+_EARLY = "Asking stopped when it was enough; intervals and tests are valid at every look (Howard and others 2021)."
 
 def by_value_of(rows, key): return dict.fromkeys(r[key] for r in rows)
 
