@@ -980,6 +980,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'qwen_eval.documents.StudyReport': ('documents.html#studyreport', 'qwen_eval/documents.py'),
                                      'qwen_eval.documents.Table': ('documents.html#table', 'qwen_eval/documents.py'),
                                      'qwen_eval.documents.Table.rows': ('documents.html#table.rows', 'qwen_eval/documents.py'),
+                                     'qwen_eval.documents.Table.shown': ('documents.html#table.shown', 'qwen_eval/documents.py'),
                                      'qwen_eval.documents._count': ('documents.html#_count', 'qwen_eval/documents.py'),
                                      'qwen_eval.documents._difference': ('documents.html#_difference', 'qwen_eval/documents.py'),
                                      'qwen_eval.documents._percent': ('documents.html#_percent', 'qwen_eval/documents.py'),

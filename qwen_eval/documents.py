@@ -51,7 +51,7 @@ def signed(
     "A difference as a table shows it."
     if any(map(missing, ends)): return "–"
     own = scale(metric)
-    said = [f"{x:+.2f}" if own else f"{100 * x:+.1f}" for x in ends]
+    said = [f"{round(x, 2) + 0.0:+.2f}" if own else f"{round(100 * x, 1) + 0.0:+.1f}" for x in ends] # never -0.0
     return f"[{', '.join(said)}]" if len(said) > 1 else said[0] + (f" of {own[1]:g}" if own else "")
 
 def small(
@@ -130,6 +130,11 @@ class Table:
     caption: str = "" # What a reader must know to read it
 
     @property
+    def shown(self) -> dict[str, str]: # Those of `columns` in which any row says something
+        "Keys and heads of the columns to print."
+        return {k: head for k, head in self.columns.items() if any(row[k] for row in self.rows) or not self.rows}
+
+    @property
     def rows(self) -> list[Mapping[str, Any]]: # Of all groups
         "The rows without the heads of their groups."
         return [row for _, _, rows in self.groups for row in rows]
@@ -171,9 +176,15 @@ def decision_table(
     rows = [{**_difference(d), "hypothesis": d["hypothesis"], "p": small(d["p_value"]), "verdict": d["verdict"],
              "adjusted": small(d["adjusted"]) + "*" * (d["verdict"] in ("confirmed", "refuted")), "why": d["why"]}
             for d in report.decisions]
-    return Table(columns=DECISION_COLUMNS, groups=[("", "", rows)], caption=f"{report.decided} {_STAR}".strip())
+    levels = {}
+    for d in report.decisions:
+        if d["level"]: levels.setdefault(f"{100 * d['level']:g} %", {})[_TESTS.get(d.get("kind"), "all")] = None
+    said = "; ".join(level if len(levels) == 1 else f"{level} ({', '.join(v)})" for level, v in levels.items())
+    return Table(columns=DECISION_COLUMNS, groups=[("", "", rows)], caption=" ".join(filter(None, (
+        report.decided, f"Intervals: {said}." * bool(said), "Star: decided at the level of the whole family."))))
 
-_STAR = "Star: decided at the level of the whole family."
+_TESTS = {"superior": "difference", "different": "difference", "equivalent": "equivalence, by two one-sided tests",
+          "noninferior": "not worse, by a one-sided test"}
 
 def _difference(d):
     n = "–" if missing(d["n_items"]) else f"{int(d['n_items']):,}"

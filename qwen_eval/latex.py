@@ -66,7 +66,7 @@ def text_table(
     title: str = "", # First sentence of the caption
 ) -> str: # A `table` environment
     "Any table of a report in LaTeX."
-    keys, wide = [k for k in table.columns if k not in without], wide or {}
+    keys, wide = [k for k in table.shown if k not in without], wide or {}
     left = ("hypothesis", "a", "b", "verdict", "why", "model", "benchmark", "source", "note")
     columns = "".join(rf">{{\raggedright\arraybackslash}}p{{{wide[k]}}}" if k in wide else "rl"[k in left]
                       for k in keys)

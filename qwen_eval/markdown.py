@@ -29,12 +29,12 @@ def table_text(
     table: Table, # Of text
 ) -> str: # Lines
     "A table; groups become a first column."
-    heads = list(table.columns.values())
+    heads = list(table.shown.values())
     grouped = any(head for head, _, _ in table.groups)
     lines = [["benchmark"] * grouped + [plain(h) for h in heads]]
     for head, what, rows in table.groups:
         for row in rows:
-            cells = [f"**{plain(row[k])}**" if k in row.get("bold", ()) else plain(row[k]) for k in table.columns]
+            cells = [f"**{plain(row[k])}**" if k in row.get("bold", ()) else plain(row[k]) for k in table.shown]
             lines.append([plain(", ".join(filter(None, (head, what))))] * grouped + cells)
     first = 1 + grouped
     rule = ["---"] * first + (["--:"] if table.numbers else ["---"]) * (len(heads) - 1)

@@ -26,6 +26,7 @@ code, pre { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size:
 pre { background: var(--tint); border: 1px solid var(--line); padding: .6rem .8rem; white-space: pre-wrap }
 .note { background: #fff8e1; border-left: 4px solid #b87800; padding: .4rem .9rem; margin: 1rem 0 }
 .note p { margin: .25rem 0 }
+.tight { white-space: nowrap; overflow-wrap: normal }
 table { border-collapse: collapse; width: 100%; font-size: .94rem }
 th, td { padding: .3rem .6rem; text-align: right; vertical-align: top; font-variant-numeric: tabular-nums }
 th:first-child, td:first-child, .words th, .words td { text-align: left }
@@ -40,7 +41,8 @@ details { border-bottom: 1px solid var(--line); padding: .4rem 0 } summary { cur
   thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
   table, tbody { display: block }
   tbody tr { padding: .35rem 0; display: grid; grid-template-columns: 5fr 7fr 4fr 5fr }
-  .words tbody tr, .group.group { display: block } .group.group th { display: block }
+  .words tbody tr { grid-template-columns: 1fr 1fr } .wide { grid-column: 1 / -1 } td:empty { display: none }
+  .group.group, .group.group th { display: block }
   td, th { text-align: left !important; padding: .1rem .3rem } td:first-child { grid-column: 1 / -1; font-weight: 600 }
   td::before { content: attr(data-label); display: block; font-size: .78rem; font-weight: 400; color: var(--soft) }
   td:first-child::before { display: none } dl { grid-template-columns: 1fr } dd { margin-bottom: .35rem }
@@ -60,7 +62,7 @@ _PAGE = """<!DOCTYPE html>
 {% if head %}<tr class="group" role="row"><th role="rowheader" scope="rowgroup" colspan="{{ columns|length }}">
 {{ head }} <span>{{ what }}</span></th></tr>{% endif %}
 {% for row in rows %}<tr role="row">
-{% for key, name in columns.items() %}<td role="cell" data-label="{{ name }}">
+{% for key, name in columns.items() %}<td role="cell" class="{{ looks[key]|default('') }}" data-label="{{ name }}">
 {%- if key in row.bold|default(()) %}<strong>{{ row[key] }}</strong>{% else %}{{ row[key] }}{% endif %}</td>{% endfor %}
 </tr>
 {% endfor %}{% endfor %}</tbody></table>
@@ -74,7 +76,7 @@ _PAGE = """<!DOCTYPE html>
 {% if notes %}<div class="note" role="note">
 {% for note in notes %}<p>{{ note }}</p>{% endfor %}</div>{% endif %}
 {% for part in parts %}<h2>{{ part.title }}</h2>
-{% if part.table %}{{ table("numbers" if part.table.numbers else "words", part.table.columns, part.table.groups) }}
+{% if part.table %}{{ table("numbers" if part.table.numbers else "words", part.table.shown, part.table.groups) }}
 {% if part.table.caption %}<p class="soft">{{ part.table.caption }}</p>{% endif %}{% endif %}
 {% for picture in part.pictures %}<figure tabindex="0"><img alt="{{ picture.alt }}" src="{{ image(picture) }}">
 <figcaption class="soft">{{ picture.caption }}
@@ -108,8 +110,11 @@ def render(
     def link(file): return Path(os.path.relpath(file, folder)).as_posix()
     return env.from_string(_PAGE).render(
         title=report.title, lead=report.lead, css=_CSS, command=report.command, notes=warnings_of(report),
-        parts=parts(report), environment=flat(report.environment), runs=[flat(r) for r in report.runs],
+        looks=_LOOKS, parts=parts(report), environment=flat(report.environment), runs=[flat(r) for r in report.runs],
         links=list(report.files.items()), link=link, image=_image).lstrip()
+
+_LOOKS = {**dict.fromkeys(("points", "n", "p", "adjusted", "verdict", "ours", "theirs", "n_items"), "tight"),
+          **dict.fromkeys(("hypothesis", "why", "note", "source", "estimand"), "wide")}
 
 def _image(picture):
     "The picture inside the page: SVG where there is one, else PNG."

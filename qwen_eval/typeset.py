@@ -22,16 +22,17 @@ def literal(
     return f'"{said}"'
 
 # %% ../nbs/82_typst.ipynb #na8fe11f
+_NUMBERS = ("points", "interval", "n", "p", "adjusted", "ours", "theirs")
 _WORDS = ("hypothesis", "why", "note", "source", "what", "estimand", "a", "b")
 
 def _table(table: Table):
-    keys, n = list(table.columns), len(table.columns)
+    keys, n = list(table.shown), len(table.shown)
     words = [not table.numbers and k in _WORDS for k in keys]
     widths = ["1fr" if w or (table.numbers and k == keys[0]) else "auto" for w, k in zip(words, keys, strict=True)]
-    sides = ["right" if k != keys[0] and (table.numbers or k in ("points", "n", "p", "adjusted")) else "left"
+    sides = ["right" if k != keys[0] and (table.numbers or k in _NUMBERS) else "left"
              for k in keys]
     lines = [f"#table(columns: ({', '.join(widths)},), align: ({', '.join(sides)},), table.hline(stroke: 0.8pt),",
-             f"  table.header({', '.join(literal(h) for h in table.columns.values())}), table.hline(stroke: 0.5pt),"]
+             f"  table.header({', '.join(literal(h) for h in table.shown.values())}), table.hline(stroke: 0.5pt),"]
     for head, what, rows in table.groups:
         if head: lines.append(f"  table.cell(colspan: {n}, align: left)[#strong({literal(head)}) #{literal(what)}],")
         lines += ["  " + ", ".join(_cell(row, k) for k in keys) + "," for row in rows]
@@ -49,7 +50,7 @@ _HEAD = """#set document(title: {title}, date: none)
 #set page(paper: "a4", margin: (x: 18mm, y: 20mm), numbering: "1")
 #set text(font: "Libertinus Serif", size: 9.5pt, lang: "en")
 #set par(justify: false)
-#set table(stroke: none, inset: (x: 3pt, y: 2.5pt))
+#set table(stroke: (x: none, y: 0.25pt + luma(80%)), inset: (x: 3pt, y: 3pt))
 #show table: set text(size: 8pt)
 #show heading: set block(above: 1.2em, below: 0.7em)
 #let soft(said) = said.replace(regex("[_/,=:-]"), m => m.text + "\\u{{200b}}")
