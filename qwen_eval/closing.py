@@ -15,11 +15,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 from . import errors
+from .comparison_figures import differences_alt, differences_figure
 from .deciding import Decisions, best_of_study, decide
 from .documents import COLUMNS, STEP_COLUMNS, Picture, StudyReport, alt_text, shown
 from .errors import ConfigError
 from .fetch import write_atomic
-from .figures import explain_marks, forest, records, save_figure
+from .figures import explain_marks, forest, forest_alt, records, save_figure
 from .latex import write_latex
 from .layout import column_widths, table_lines, wrapped
 from .markdown import write_markdown
@@ -202,15 +203,28 @@ def close_study(
     if not rows: _clear(p, folder, failures)
     files = {"table": write_csv(rows, folder / "results.csv")} if rows else {}
     files |= {"differences": write_csv(steps, folder / "differences.csv")} if steps else {}
-    run_ids = [r["run_id"] for r in rows]
-    figure = save_figure(forest(rows), folder / "forest", rows, run_ids, p.study.seed or 0) if rows else {}
-    files |= {"figure": figure["pdf"]} if figure else {}
+    pictures = _pictures(report, decided, folder, p.study.seed or 0) if rows else {}
+    files |= {name: picture.files["pdf"] for name, picture in pictures.items()}
     kept = {k: f for k, f in (("notebooks", folder / "notebooks"), ("runs", p.runs[0].plan.runs)) if f.exists()}
-    pictures = [Picture(files=figure, alt=alt_text(rows), caption=_FOREST)] if figure else []
-    files = write_documents(replace(report, pictures=pictures, files=files | kept), folder)
+    files = write_documents(replace(report, pictures=list(pictures.values()), files=files | kept), folder)
     return StudyOutcome(p.study, tuple(rows), failures, files, tuple(steps), decided)
 
-_FOREST = "Points: estimates; bars: intervals; hollow: see the notes above."
+def _pictures(report, decided, folder, seed):
+    "Label -> figure: all scores, and what was planned."
+    rows, runs = report.rows, [r["run_id"] for r in report.rows]
+    alt = alt_text(rows) if len(rows) <= 24 else forest_alt(rows)
+    files = save_figure(forest(rows), folder / "forest", rows, runs, seed)
+    found = {"figure": Picture(files=files, alt=alt, caption=_CAPTIONS[0])}
+    planned = [{**d.row(), "note": d.verdict, "verdict": _PLANNED.get((d.hypothesis.kind, d.verdict), d.verdict)}
+               for d in decided.decisions]
+    if not any(d["value"] is not None for d in planned): return found
+    try: drawn = differences_figure(planned, width_in=6.75, alpha=decided.alpha)
+    except ConfigError: return found # names too long to be drawn; the table has them
+    files = save_figure(drawn, folder / "decisions", planned, runs, seed)
+    return {**found, "decided": Picture(files=files, alt=differences_alt(planned), caption=_CAPTIONS[1])}
+
+_CAPTIONS = ("Points: estimates; bars: intervals; hollow: see the notes above.", "Planned hypotheses: A − B.")
+_PLANNED = {("equivalent", "confirmed"): "equivalent"}
 
 def _clear(plan, folder, failures):
     "Take away the table and figure of another plan; raises `ConfigError` where there is nothing to report instead."
@@ -218,7 +232,8 @@ def _clear(plan, folder, failures):
         raise ConfigError(f"Nothing is stored for study {plan.study.id!r} as it is planned now: "
                           f"{plan.runs[0].plan.runs} holds none of its {len(plan.runs)} runs. Run the study first "
                           f"(qwen-eval study run {plan.study.id}); what lies in {folder} was left alone.")
-    for name in ("results.csv", "differences.csv", *(f"forest.{k}" for k in ("pdf", "svg", "png", "json"))):
+    for name in ("results.csv", "differences.csv", *(f"{name}.{k}" for name in ("forest", "decisions")
+                                                    for k in ("pdf", "svg", "png", "json"))):
         (folder / name).unlink(missing_ok=True)
 
 # %% ../nbs/87_closing.ipynb #c24

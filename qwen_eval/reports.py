@@ -8,6 +8,7 @@ __all__ = ['render', 'write_report']
 # %% ../nbs/82_reports.ipynb #c02
 import base64
 import os
+import re
 from pathlib import Path
 from .documents import StudyReport, flat, parts, warnings_of
 from .errors import ConfigError
@@ -62,8 +63,8 @@ _PAGE = """<!DOCTYPE html>
 {% if head %}<tr class="group" role="row"><th role="rowheader" scope="rowgroup" colspan="{{ columns|length }}">
 {{ head }} <span>{{ what }}</span></th></tr>{% endif %}
 {% for row in rows %}<tr role="row">
-{% for key, name in columns.items() %}<td role="cell" class="{{ looks[key]|default('') }}" data-label="{{ name }}">
-{%- if key in row.bold|default(()) %}<strong>{{ row[key] }}</strong>{% else %}{{ row[key] }}{% endif %}</td>{% endfor %}
+{% for key, name in columns.items() %}<td role="cell" class="{{ look(key, columns) }}" data-label="{{ name }}">
+{%- if key in row.bold|default(()) %}<strong>{{ row[key]|soft }}</strong>{% else %}{{ row[key]|soft }}{% endif %}</td>{% endfor %}
 </tr>
 {% endfor %}{% endfor %}</tbody></table>
 {% endmacro %}
@@ -107,14 +108,23 @@ def render(
     "The report as one self-contained page."
     import jinja2
     env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    env.filters["soft"] = _soft
     def link(file): return Path(os.path.relpath(file, folder)).as_posix()
     return env.from_string(_PAGE).render(
         title=report.title, lead=report.lead, css=_CSS, command=report.command, notes=warnings_of(report),
-        looks=_LOOKS, parts=parts(report), environment=flat(report.environment), runs=[flat(r) for r in report.runs],
+        look=_look, parts=parts(report), environment=flat(report.environment), runs=[flat(r) for r in report.runs],
         links=list(report.files.items()), link=link, image=_image).lstrip()
 
 _LOOKS = {**dict.fromkeys(("points", "n", "p", "adjusted", "verdict", "ours", "theirs", "n_items"), "tight"),
           **dict.fromkeys(("hypothesis", "why", "note", "source", "estimand"), "wide")}
+
+def _look(key, columns): return "tight" if key == "interval" and "points" in columns else _LOOKS.get(key, "")
+
+def _soft(text):
+    "Escaped text in which long names may break after a mark."
+    from markupsafe import Markup, escape
+    if max(map(len, text.split()), default=0) <= 14: return escape(text)
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[/_:=])", text))
 
 def _image(picture):
     "The picture inside the page: SVG where there is one, else PNG."
