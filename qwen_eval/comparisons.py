@@ -174,7 +174,7 @@ def compare_runs(
     check_level(level)
     a, b = _opened((a, b), root)
     _same_items(a, b)
-    test = None if margin is None else {"margin": margin, "side": side, "power": power, "alpha": 1 - level,
+    test = None if margin is None else {"margin": margin, "side": side, "power": power, "alpha": round(1 - level, 12),
                                         "chance": chance}
     return _compared(a, b, metric, level, test, run_names((a, b)))
 
@@ -311,7 +311,7 @@ def compare_all_runs(
 ) -> Comparisons: # Of every two runs of one benchmark
     "All paired comparisons within benchmarks; raises `ConfigError` where no two runs are of one benchmark."
     check_level(level)
-    by_benchmark, test = {}, None if margin is None else {"margin": margin, "alpha": 1 - level}
+    by_benchmark, test = {}, None if margin is None else {"margin": margin, "alpha": round(1 - level, 12)}
     for r in _opened(runs, root): by_benchmark.setdefault(r.manifest["fingerprint"]["benchmark"]["id"], []).append(r)
     if max(map(len, by_benchmark.values()), default=0) < 2:
         raise ConfigError("no two of these runs are of one benchmark; name runs that asked the same items.")

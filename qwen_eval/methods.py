@@ -75,12 +75,12 @@ def checklist(
     own = sorted({r["metric"] for r in scored if scale(r.get("metric"))})
     drawn = "" if repeated else " what a model draws at random (each item was asked once),"
     return [
-        ("What do the error bars show?", f"Confidence intervals of {levels(scored)} of each score: "
+        ("What do the error bars show?", f"{levels(scored)} confidence intervals of each score: "
          f"{listed(by_value(scored, 'estimand'))}. They are neither standard errors nor standard deviations, and they "
          "need not be symmetric."),
         ("What varies?", f"{varies[0].upper()}{varies[1:]}. Not in the bars:{drawn} the wording of prompts, the "
          "training of a model, other hardware."),
-        ("How were they computed?", f"{listed(by_value(scored, 'method'))}. {_own(own) if own else ''}".strip()
+        ("How were they computed?", f"By the method {listed(by_value(scored, 'method'))}. {_own(own) if own else ''}".strip()
          + (" Asking was stopped early: these intervals hold at every look." if early else "")),
         ("From how many items?", _counted(scored)),
         ("What is assumed?", "That items are independent draws from the population of which a score speaks, except "

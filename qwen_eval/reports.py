@@ -64,7 +64,8 @@ _PAGE = """<!DOCTYPE html>
 {{ head }} <span>{{ what }}</span></th></tr>{% endif %}
 {% for row in rows %}<tr role="row">
 {% for key, name in columns.items() %}<td role="cell" class="{{ look(key, columns) }}" data-label="{{ name }}">
-{%- if key in row.bold|default(()) %}<strong>{{ row[key]|soft }}</strong>{% else %}{{ row[key]|soft }}{% endif %}</td>{% endfor %}
+{%- if key in row.bold|default(()) %}<strong>{{ row[key]|soft }}</strong>{% else %}{{ row[key]|soft }}{% endif %}
+</td>{% endfor %}
 </tr>
 {% endfor %}{% endfor %}</tbody></table>
 {% endmacro %}
