@@ -149,6 +149,11 @@ def study(tmp_path_factory):
             for p in PRESETS: values[m, p, b] = (np.where(rng.random(n) < 0.01, 0.99, skill) < base + 0.06 * k) * 1.0
     del values["qwen3_14b", "performance", "gsm8k"]
     p = made_study(root / "runs", values, n, hypotheses=PLAN)
+    lost = next(r for r in p.runs if r.run() is None)
+    error = {"output_type": "error", "ename": "EngineError", "evalue": "no memory", "traceback": []}
+    pages = root / "report" / "notebooks"
+    pages.mkdir(parents=True)
+    (pages / f"{lost.path.name}.ipynb").write_text(json.dumps({"cells": [{"outputs": [error]}]}, indent=1))
     os.environ.update({k: v for k, v in kept.items() if v})
     return close_study(p, reports=root / "report"), root / "report", p
 
@@ -169,16 +174,17 @@ def cells_of_markdown(text):
         if line.startswith("## "): head = line[3:]
         if not line.startswith("| ") or line.startswith("| ---"): continue
         cells = re.split(r"(?<!\\)\|", line.strip("| "))
-        found.setdefault(head, []).append([re.sub(r"\\(.)", r"\1", c.strip().strip("*")) for c in cells])
+        found.setdefault(head, []).append([re.sub(r"\\(.)", r"\1", re.sub(r"^\*\*(.*)\*\*$", r"\1", c.strip())) for c in cells])
     return found
 
 
 def cells_of_typst(text):
     found, head = {}, ""
     for line in text.split("\n"):
+        if line.startswith("#let"): continue
         literals = [json.loads(s) for s in re.findall(r'"(?:[^"\\]|\\.)*"', line)]
         if line.startswith("#heading"): head = literals[0]
-        elif line.startswith("  "): found.setdefault(head, []).append(literals)
+        elif line.startswith("  ") and literals: found.setdefault(head, []).append(literals)
     return found
 
 
@@ -301,9 +307,9 @@ def test_what_the_report_must_say(study):
 
 def test_closing_twice_gives_the_same_bytes(study):
     _, folder, p = study
-    before = {f.name: f.read_bytes() for f in folder.iterdir()}
+    before = {f.name: f.read_bytes() for f in folder.glob("*.*")}
     close_study(p, reports=folder)
-    assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
+    assert {f.name: f.read_bytes() for f in folder.glob("*.*")} == before
 
 
 def test_the_pdf_is_set_and_holds_the_numbers(study):
@@ -352,19 +358,12 @@ def test_published_scores_stand_beside_ours(tmp_path):
     assert results_data(report, tmp_path)["published"] == [{**r} for r in rows]
 
 
-def test_a_report_says_what_failed_when_the_study_was_run_last(study, tmp_path):
+def test_a_report_says_what_failed_when_the_study_was_run_last(study):
     outcome, folder, p = study
-    lost = next(r for r in p.runs if r.run() is None)
-    page = {"cells": [{"cell_type": "code", "outputs": [{"output_type": "error", "ename": "EngineError",
-                                                        "evalue": "no memory", "traceback": []}]}]}
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / f"{lost.path.name}.ipynb").write_text(json.dumps(page, indent=1))
-    [failure] = stored_failures(p, tmp_path)
-    assert failure.message == "no memory" and failure.run is lost
-    again = close_study(p, reports=tmp_path)
-    assert "no memory" in again.files["report"].read_text() and again.failures == (failure,)
-    assert "no memory" in json.loads(again.files["results"].read_text())["failures"][0]
-    assert "H1.1  " in outcome_text(again) and not outcome.failures
+    [failure] = stored_failures(p, folder)
+    assert failure.message == "no memory" and failure.run.run() is None and outcome.failures == (failure,)
+    assert "no memory" in outcome.files["report"].read_text() and "H1.1  " in outcome_text(outcome)
+    assert "no memory" in json.loads(outcome.files["results"].read_text())["failures"][0]
 
 
 def test_both_commands_report(tmp_path, monkeypatch):
