@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from .analysis_plan import register
 from .closing import Failure, StudyOutcome, close_study, difference_rows, report_folder, result_rows
 from .engines.process import EngineProcess
 from .errors import ConfigError, IntegrityError, QwenEvalError
@@ -52,7 +53,8 @@ def parameters(
             "overrides": study.overrides, "limit": study.limit, "variant": study.variant, "n_shot": study.n_shot,
             "seed": study.seed, "engine": study.engine or None, "runs": str(run.plan.runs),
             "judge": judge if judge in (None, "none") else _anywhere(judge), "judge_tok": study.judge_tok,
-            "allow_specimens": study.allow_specimens, "allow_unsafe_code": study.allow_unsafe_code, "output": place}
+            "twin": run.twin, "allow_specimens": study.allow_specimens, "allow_unsafe_code": study.allow_unsafe_code,
+            "output": place}
 
 def _anywhere(name): # a model's folder in full, since kernels work elsewhere; other names as they are
     return name if name in models() or not (folder := expand(name)).is_dir() else str(folder.resolve())
@@ -182,6 +184,7 @@ def run_study(
     if notebooks: writable(folder, "Reports")
     with contextlib.ExitStack() as held:
         if _todo(p): held.enter_context(claim(r.path for r in p.runs))
+        if notebooks and _todo(p): register(p, folder, stream)
         try: failures = _do(p, _todo(p), folder / "notebooks" if notebooks else None, parallel, stream)
         except KeyboardInterrupt: raise KeyboardInterrupt("{} of {} answers are stored.".format(*_stored(p))) from None
         if notebooks:
@@ -268,7 +271,7 @@ def _plainly(run, study, address, say):
     "The same without a notebook: None, or the failure."
     say(f"{run.model}, {run.preset}: {run.benchmark}")
     how = {k: getattr(study, k) for k in ("limit", "variant", "n_shot", "seed", "allow_specimens", "allow_unsafe_code")}
-    how |= {"judge": study.judge, "judge_tok": study.judge_tok}
+    how |= {"judge": study.judge, "judge_tok": study.judge_tok, "twin": run.twin}
     how |= {"engine": study.engine or None, "order_seed": study.seed or 0, "runs": run.plan.runs, **study.overrides}
     try: evaluate(run.model, run.benchmark, run.preset, study.protocol, engine_address=address, progress=False, **how)
     except QwenEvalError as e: return Failure(run, str(e))
