@@ -209,6 +209,7 @@ def close_study(
     files = write_documents(replace(report, pictures=list(pictures.values()), files=files | kept), folder)
     return StudyOutcome(p.study, tuple(rows), failures, files, tuple(steps), decided)
 
+# %% ../nbs/87_closing.ipynb #ne8acaae
 def _pictures(report, decided, folder, seed):
     "Label -> figure: all scores, and what was planned."
     rows, runs = report.rows, [r["run_id"] for r in report.rows]

@@ -190,6 +190,7 @@ def _at_any_look(c, x, y, h, how, s):
         verdict=shown, estimate=e, margin=(low, high), alpha=s.alpha, needs=e.n_items,
         reason=f"the interval {'lies within' if p <= s.alpha else 'goes beyond'} the margin"))
 
+# %% ../nbs/86_deciding.ipynb #n99a61ff
 def _judged(d, n, plan, runs):
     "The decision with its verdict, for a family of n hypotheses."
     h, c = d.hypothesis, d.comparison

@@ -53,7 +53,8 @@ def booktabs(
         for row in rows:
             if len(row) != len(heads):
                 raise ConfigError(f"a row of {len(row)} cells in a table of {len(heads)}: {row}.")
-            body.append("{}" * row[0].lstrip().startswith(("[", "*")) + " & ".join(row) + r" \\") # else read as that of \\
+            guard = "{}" * row[0].lstrip().startswith(("[", "*")) # else read as an argument of the line break above
+            body.append(guard + " & ".join(row) + r" \\")
     return "\n".join([r"\begin{table}[t]", r"\centering\small", rf"\caption{{{caption}}}", rf"\label{{{label}}}",
                       rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}", r"\toprule", " & ".join(heads) + r" \\",
                       r"\midrule", *body, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"

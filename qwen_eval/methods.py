@@ -80,8 +80,8 @@ def checklist(
          "need not be symmetric."),
         ("What varies?", f"{varies[0].upper()}{varies[1:]}. Not in the bars:{drawn} the wording of prompts, the "
          "training of a model, other hardware."),
-        ("How were they computed?", f"By the method {listed(by_value(scored, 'method'))}. {_own(own) if own else ''}".strip()
-         + (" Asking was stopped early: these intervals hold at every look." if early else "")),
+        ("How were they computed?", f"By the method {listed(by_value(scored, 'method'))}. {_own(own) if own else ''}"
+         f"{'Asking was stopped early: these intervals hold at every look.' if early else ''}".strip()),
         ("From how many items?", _counted(scored)),
         ("What is assumed?", "That items are independent draws from the population of which a score speaks, except "
          "within clusters and strata, which the method counts as such where a benchmark declares them; that nothing of "
@@ -99,6 +99,7 @@ def _counted(rows):
     return (f"{listed(by_value(rows, 'n_items'))} items; answers to each: {listed(by_value(rows, 'n_epochs'))}. "
             f"{cut:,} answers were cut off by their budget and count; {lost:,} failures of the engine do not.")
 
+# %% ../nbs/83_methods.ipynb #n49f23bc
 def compute(
     rows: Sequence[Mapping[str, Any]], # Of results; fake engines are left out
 ) -> str: # Sentences

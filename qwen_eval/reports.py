@@ -52,7 +52,7 @@ details { border-bottom: 1px solid var(--line); padding: .4rem 0 } summary { cur
 """
 
 # %% ../nbs/82_reports.ipynb #c15
-_PAGE = """<!DOCTYPE html>
+_MACROS = """<!DOCTYPE html>
 {% macro facts(pairs) %}<dl>
 {% for k, v in pairs.items() %}<dt>{{ k }}</dt><dd>{{ v }}</dd>{% endfor %}</dl>{% endmacro %}
 {% macro table(kind, columns, groups) %}
@@ -69,7 +69,10 @@ _PAGE = """<!DOCTYPE html>
 </tr>
 {% endfor %}{% endfor %}</tbody></table>
 {% endmacro %}
-<html lang="en"><head><meta charset="utf-8">
+"""
+
+# %% ../nbs/82_reports.ipynb #n479d5c6
+_PAGE = _MACROS + """<html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{{ title }}</title><style>{{ css|safe }}</style></head><body><main>

@@ -11,10 +11,11 @@ from qwen_eval.documents import StudyReport, Table
 from qwen_eval.errors import ConfigError
 from qwen_eval.latex import PER_TABLE, booktabs, score_tables, tables_tex, tex, text_table, write_latex
 
-COMMANDS = {"begin", "end", "centering", "small", "caption", "label", "toprule", "midrule", "bottomrule", "addlinespace",
-            "multicolumn", "emph", "textbf", "footnotesize", "raggedright", "arraybackslash", "textbackslash",
-            "textasciitilde", "textasciicircum", "textless", "textgreater", "textbar", "textasciigrave", "ldots", "dag",
-            "ddag", "S", "P", "times", "leq", "geq", "pm"}
+COMMANDS = {
+    "begin", "end", "centering", "small", "caption", "label", "toprule", "midrule", "bottomrule",
+    "addlinespace", "multicolumn", "emph", "textbf", "footnotesize", "raggedright", "arraybackslash",
+    "textbackslash", "textasciitilde", "textasciicircum", "textless", "textgreater", "textbar",
+    "textasciigrave", "ldots", "dag", "ddag", "S", "P", "times", "leq", "geq", "pm"}
 HOSTILE = r"""\input{/etc/passwd} \end{table} 50 % of $x_1^2$ & {y}} # ~ | " ` <b> --x [0] * 数 é † \\ \verb|a|"""
 
 
@@ -22,10 +23,11 @@ def problems(text):
     "What a strict reader of LaTeX finds wrong with a file of tables."
     found, depth, open_, column = [], 0, [], None
     text = "\n".join(re.split(r"(?<!\\)%", line)[0] for line in text.split("\n")) # comments
-    for token in re.finditer(r"\\([A-Za-z]+)|\\(.)|\$(.*?)\$|[{}&#_^~\"`]|[^\x00-\x7f]|[\x00-\x09\x0b-\x1f]", text, re.S):
+    marks = r"\\([A-Za-z]+)|\\(.)|\$(.*?)\$|[{}&#_^~\"`]|[^\x00-\x7f]|[\x00-\x09\x0b-\x1f]"
+    for token in re.finditer(marks, text, re.S):
         word, escaped, math, raw = token[1], token[2], token[3], token[0]
-        if word and word not in COMMANDS: found.append(f"command {raw}")
-        elif escaped and escaped not in r"\{}$&%#_": found.append(f"command {raw}")
+        unknown = word and word not in COMMANDS
+        if unknown or (escaped and escaped not in r"\{}$&%#_"): found.append(f"command {raw}")
         elif math is not None and math not in ("-", r"\leq", r"\geq", r"\times", r"\pm"): found.append(f"math {raw}")
         elif raw in "{}": depth += 1 if raw == "{" else -1
         elif raw in "#_^\"": found.append(f"bare {raw}")
@@ -36,7 +38,8 @@ def problems(text):
     for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
         if kind == "begin": open_.append(name)
         elif not open_ or open_.pop() != name: found.append(f"{name} ends what it did not begin")
-    for spec, body in re.findall(r"\\begin\{tabular\}\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}(.*?)\\end\{tabular\}", text, re.S):
+    nested = r"\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
+    for spec, body in re.findall(rf"\\begin\{{tabular\}}{nested}(.*?)\\end\{{tabular\}}", text, re.S):
         column = len(re.findall(r"[lrp]", re.sub(r"@\{\}|>\{[^{}]*(?:\{[^{}]*\})*[^{}]*\}|p\{[^}]*\}",
                                                   lambda m: "p" if m[0][0] == "p" else "", spec)))
         for row in re.split(r"\\\\(?:\n|$)", re.sub(r"\\(?:top|mid|bottom)rule|\\addlinespace", "", body)):
@@ -55,8 +58,9 @@ def row(**more):
 
 
 def decision(**more):
-    return {"hypothesis": HOSTILE, "kind": "superior", "a": HOSTILE, "b": "b", "benchmark": HOSTILE, "metric": "accuracy",
-            "value": -0.031, "low": -0.052, "high": -0.01, "level": 0.95, "n_items": 1319, "p_value": 0.0002,
+    return {"hypothesis": HOSTILE, "kind": "superior", "a": HOSTILE, "b": "b", "benchmark": HOSTILE,
+            "metric": "accuracy", "value": -0.031, "low": -0.052, "high": -0.01, "level": 0.95, "n_items": 1319,
+            "p_value": 0.0002,
             "adjusted": 0.0004, "verdict": "confirmed", "why": HOSTILE, **more}
 
 
@@ -93,7 +97,8 @@ def test_bold_is_what_is_not_excluded_as_best_and_the_caption_says_how():
     [text] = score_tables(StudyReport(title="x", rows=rows, best=frozenset("2"), best_how="Hsu, 95 %"))
     assert r"toy\_2 & \textbf{60.0} \\" in text and r"toy\_1 & 42.5 \\" in text and r"toy\_3 & -- \\" in text
     assert text.count(r"\textbf") == 1 and r"{\footnotesize [28.5, 57.8]}" in text and "items & 38--40" in text
-    for said in (r"95 \% intervals", "one answer to each item", "wilson (gsm8k)", r"Bold: not excluded as best (Hsu, 95 \%)"):
+    for said in (r"95 \% intervals", "one answer to each item", "wilson (gsm8k)",
+                 r"Bold: not excluded as best (Hsu, 95 \%)"):
         assert said in text, said
     [plain] = score_tables(StudyReport(title="x", rows=rows))
     assert r"\textbf" not in plain and "Nothing is bold" in plain
@@ -116,7 +121,8 @@ def test_scores_of_a_judge_and_repeats_are_said():
 def test_wrong_endings_and_rows_are_errors(tmp_path):
     with pytest.raises(ConfigError, match="tex"): write_latex(StudyReport(title="x"), tmp_path / "a.txt")
     with pytest.raises(ConfigError, match="2 cells"): booktabs(["a"], [("", [["1", "2"]])], "", "x")
-    assert "note" not in text_table(Table(columns={"a": "a", "note": "note"}, groups=[("", "", [{"a": "1", "note": ""}])]), "x")
+    silent = Table(columns={"a": "a", "note": "note"}, groups=[("", "", [{"a": "1", "note": ""}])])
+    assert "note" not in text_table(silent, "x")
 
 
 @pytest.mark.skipif(not (shutil.which("pdflatex") or shutil.which("tectonic")), reason="no LaTeX here")
