@@ -20,6 +20,8 @@ def finish(outcome, as_json):
     from qwen_eval.closing import outcome_text
     from qwen_eval.terminal import is_terminal
     found = {"rows": outcome.rows, "differences": outcome.differences} if outcome.differences else outcome.rows
+    if outcome.decisions and outcome.decisions.decisions: found = {
+        "rows": outcome.rows, "differences": outcome.differences, "decisions": outcome.decisions.data()}
     say(found, lambda _: outcome_text(outcome, is_terminal(), line_width()), as_json)
     for failure in outcome.failures: print(f"FAILED {failure}", file=sys.stderr)
     if outcome.failures: raise typer.Exit(1)
@@ -83,10 +85,13 @@ def study_run(name: StudyName, cache: CacheFlag = None, as_json: JsonFlag = Fals
 
 @study.command("report")
 def study_report(name: StudyName, as_json: JsonFlag = False):
-    """Write table, figure and report again from what is stored, without an engine.
+    """Decide and report again from what is stored, without an engine: HTML, PDF, Markdown, LaTeX, JSON.
+
+    What failed when the study was run last is said as well, and the status is 1 then.
 
     \b
     qwen-eval study report demo
+    qwen-eval report demo --json
     """
     from qwen_eval.closing import close_study
     finish(close_study(name), as_json)
