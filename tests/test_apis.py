@@ -398,3 +398,17 @@ def test_names_in_the_settings_reach_the_engine(tmp_path, monkeypatch):
         r = evaluate("other", "gsm8k", item_set=ITEMS, limit=3, answer_tok=64, runs=tmp_path / "runs", progress=False)
         assert server.keys == {"Bearer other"} and r.manifest["sessions"][0]["engine"]["effective"]["concurrency"] == 3
     assert Path(tmp_path / "cache" / "servers.json").is_file()
+
+
+@pytest.mark.parametrize("wrong", [{"timeout_s": 0}, {"timeout_s": -1}, {"timeout_s": float("nan")}, {"budget_usd": -3},
+                                   {"patience_s": float("inf")}, {"concurrency": 0}])
+def test_a_number_that_no_call_can_be_made_with_is_refused_before_one_is(tmp_path, wrong):
+    with Server() as server, pytest.raises(ConfigError, match=next(iter(wrong))):
+        run(server, tmp_path, **wrong)
+    assert not server.heard and not (tmp_path / "runs").exists()
+
+
+def test_an_address_without_its_v1_is_said_before_work_starts(tmp_path):
+    with Server() as server, pytest.raises(ConfigError, match=r"/v1 does: base_url goes up to and including /v1"):
+        run(server.url.removesuffix("/v1"), tmp_path)
+    assert not server.heard and not (tmp_path / "runs").exists()

@@ -7,6 +7,7 @@ __all__ = ['API_KEYS', 'Key', 'public_url', 'login', 'Access', 'access', 'prices
 
 # %% ../../nbs/41_engines.access.ipynb #c02
 import contextlib
+import math
 import os
 import random
 import re
@@ -99,8 +100,15 @@ def access(
     told |= {k: x for k in ("base_url", "key_env") if (x := getattr(model, k, None))}
     told |= {"served_model": model.api_id} if model.api_id else {}
     told |= {k: v for k, v in given.items() if v is not None}
-    try: return msgspec.convert(told, Access, strict=False)
+    try: found = msgspec.convert(told, Access, strict=False)
     except msgspec.ValidationError as e: raise ConfigError(f"How {model.id} is reached: {e}") from None
+    wrong = [f"{k} is {v:g}" for k in _LEAST if (v := getattr(found, k)) is not None and not _may_be(k, v)]
+    if wrong: raise ConfigError(f"How {model.id} is reached: {', '.join(wrong)}; a finite number above 0 is needed.")
+    return found
+
+_LEAST = ("concurrency", "timeout_s", "attempts", "patience_s", "budget_usd", "budget_tok")
+
+def _may_be(name, x): return math.isfinite(x) and (x > 0 or (x == 0 and name == "patience_s")) # no patience is a wish
 
 def prices_of(model): # USD per 1e6 tokens: prompt, cached prompt, output; None where not declared
     given = model.usd_per_mtok

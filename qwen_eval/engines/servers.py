@@ -118,8 +118,11 @@ def discover(
 ) -> Server: # What it says about itself
     "Ask a server what it is; raises `EngineError` where none answers, `ConfigError` where it wants another key."
     key, public = key or Key(None), public_url(base_url)
-    root = base_url.rstrip("/").removesuffix("/v1")
-    listed = _fetch(f"{base_url.rstrip('/')}/models", key) or {}
+    base = base_url.rstrip("/")
+    root, listed = base.removesuffix("/v1"), _fetch(f"{base}/models", key)
+    if listed is None and root == base and _fetch(f"{base}/v1/models", key) is not None:
+        raise ConfigError(f"{public} knows no models, {public}/v1 does: base_url goes up to and including /v1.")
+    listed = listed or {}
     cards = [c for c in listed.get("data") or () if isinstance(c, dict)]
     owner = next((c.get("owned_by") for c in cards), "")
     if not kind and urlsplit(public).hostname == "api.openai.com": kind = "openai"
