@@ -10,7 +10,7 @@ import contextlib
 import json
 from collections import ChainMap
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from .conversations import converse
@@ -232,7 +232,8 @@ def evaluate(
     if jury and engine_address and judge_engine is None and not jury.shared:
         jury = None # that engine stays: judged when it is closed
     options = ScoreOptions(allow_unsafe_code=allow_unsafe_code, n_workers=n_workers)
-    carry_out(plan, jury, options, context_tok or 0, progress, engine, engine_address, judge_engine or engine, stopping)
+    plan = replace(plan, stopping=rule_of(stopping))
+    carry_out(plan, jury, options, context_tok or 0, progress, engine, engine_address, judge_engine or engine)
     return Run(plan.path, None if limit is None else plan.limit)
 
 # %% ../nbs/71_evaluate.ipynb #c33
@@ -245,10 +246,9 @@ def carry_out(
     engine: str | Engine | None = None, # As for `evaluate`
     address: str | Path | None = None, # Of an engine process that runs already
     judge_engine: str | Engine | None = None, # Who holds a judge that is another model
-    stopping: Rule | Mapping | None = None, # When to ask no more
 ) -> None:
     "Ask what a plan misses, and score it; raises `QwenEvalError`."
-    watch = Watch(plan, rule_of(stopping))
+    watch = Watch(plan, plan.stopping)
     with standing(plan := watch.plan, engine) as e:
         _through(plan, jury, options, context_tok, progress, e, address, judge_engine, watch)
 

@@ -6,13 +6,16 @@
 __all__ = ['Study', 'study', 'Planned', 'StudyPlan', 'plan', 'contexts', 'plan_text', 'status_rows']
 
 # %% ../nbs/85_studies.ipynb #c02
-from dataclasses import dataclass, replace
+import os
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
 from .checkpoints import series
+from .completions import Stored
 from .errors import ConfigError, QwenEvalError, UnknownNameError
+from .ordering import with_rules
 from .plans import FAKES, Plan, plan_run, survey
 from .hardware import require_fit
 from .judging import Jury, with_jury
@@ -22,6 +25,7 @@ from .scores import read_scores, settled
 from .settings import check_name, declare, expand, settings
 from .store import by_key, read_completions
 from .terminal import text_table
+from .watching import stopped_at
 
 # %% ../nbs/85_studies.ipynb #c05
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +158,18 @@ class Planned:
 
     def n_done(self) -> int: # Of `n_answers`
         "Wanted completions that are stored and no engine errors."
-        kept = by_key(read_completions(self.path / "completions.jsonl")[0]).values()
-        return sum(c.item_id in self.wanted and c.finish_reason != "error" for c in kept)
+        def count():
+            kept = Stored(self.path / "completions.jsonl")
+            return sum(k[0] in self.wanted and not kept.failed(k) for k in kept)
+        return _once(self.path, ("completions.jsonl",), ("n_done", self.plan.limit), count)
+
+    def stopped(self) -> int | None: # Items; None where it did not stop early, or by another rule than the study's
+        "After how many items the run was stopped, by a rule written before."
+        return stopped_at(self.path, self.plan.stopping)
+
+    def n_left(self) -> int: # 0 where it was stopped early
+        "Completions that are still to be asked for."
+        return 0 if self.stopped() else self.n_answers - self.n_done()
 
     def judged_tok(self) -> int: # Tokens
         "What the engine of its judge must hold."
@@ -172,13 +186,30 @@ class Planned:
     ) -> str: # "complete", "partial" or "to do"
         "How far the run is."
         n = self.n_done() if n_done is None else n_done
-        if n < self.n_answers: return "partial" if n else "to do"
+        if n < self.n_answers and not self.stopped(): return "partial" if n else "to do"
         if not (self.path / "scores.parquet").exists(): return "partial"
-        run = self.run()
-        may = self.jury is not None if self.plan.variant.judge else self.allow_unsafe or available()
+        may = bool(self.jury is not None if self.plan.variant.judge else self.allow_unsafe or available())
+        files, key = ("completions.jsonl", "scores.parquet", "manifest.json"), ("state", self.plan.limit, may, n)
+        return _once(self.path, files, (*key, self.plan.stopping), lambda: self._weighed(n, may))
+
+    def _weighed(self, n, may): # "complete" or "partial" of a run whose answers are all there
+        frame, run = read_scores(self.path), self.run()
         waits = run.counts["not_scored"] and may
-        whole = run.complete and settled(self.path, n, read_scores(self.path))
+        whole = run.complete and settled(self.path, n, frame) and not self._ruled_otherwise(run)
         return "complete" if whole and not waits else "partial"
+
+    def _ruled_otherwise(self, run): # what it was asked under, and what this study asks it under
+        said, rule = run.stopping, self.plan.stopping
+        return said.get("rule") != rule.data() if rule else bool(said.get("stopped"))
+
+_SEEN = {} # what was found in files that have not changed since: a study of hundreds of runs looks at them often
+
+def _once(path, files, key, find):
+    """What `find` gives, asked once for each state of some files of a run."""
+    def state(f): return (s := os.stat(f)) and (s.st_size, s.st_mtime_ns, s.st_ino)
+    now = tuple(state(path / f) if (path / f).exists() else None for f in files)
+    if (was := _SEEN.get((path, key))) is None or was[0] != now: was = _SEEN[path, key] = (now, find())
+    return was[1]
 
 # %% ../nbs/85_studies.ipynb #c13
 @dataclass(frozen=True)
@@ -199,6 +230,7 @@ class StudyPlan:
         keys = dict.fromkeys((r.model, r.preset) for r in self.runs)
         return [tuple(r for r in self.runs if (r.model, r.preset) == key) for key in keys]
 
+    def __post_init__(self): object.__setattr__(self, "runs", with_rules(self.study, self.runs))
     def __str__(self): return plan_text(self)
     def _repr_html_(self): return f"<pre>{escape(plan_text(self))}</pre>"
 
@@ -238,15 +270,25 @@ def contexts(
     "How much context the engines need; raises `ConfigError` with the numbers where a model does not fit."
     needed, seen = {}, {}
     for r in plan.runs:
-        key = (r.model, r.benchmark)
-        if key not in seen: seen[key] = max(survey(r.plan)[0], r.judged_tok() if r.jury and r.jury.shared else 0)
-        needed[r.model] = max(needed.get(r.model, 0), seen[key])
+        key = (_asked_alike(r.plan), r.benchmark)
+        if key not in seen: seen[key] = survey(r.plan)[0]
+        r.plan.__dict__.pop("_surveyed", None) # its prompts are built by whoever asks
+        judged = r.judged_tok() if r.jury and r.jury.shared else 0
+        needed[r.model] = max(needed.get(r.model, 0), seen[key], judged)
     for r in plan.runs:
         if r.plan.device is not None and r.plan.engine.name not in FAKES:
             require_fit(r.plan.model, r.plan.preset, r.plan.device, needed[r.model])
         if r.jury and not r.jury.shared and r.jury.plan.device is not None:
             require_fit(r.jury.plan.model, r.plan.preset, r.jury.plan.device, r.judged_tok())
     return needed
+
+def _asked_alike(plan):
+    "What the lengths of prompts hang on, beside the benchmark: models of one family share it."
+    m, size = plan.model, ("id", "hub_id", "api_id", "path", "revision", "aliases", "notes", "adapter", "licence",
+                           "n_params", "n_params_non_embedding", "n_layers", "n_kv_heads", "head_dim", "hidden")
+    words = {k: x for k, x in asdict(m).items() if k not in size}
+    tok = plan.tokenizer if plan.located is None else plan.located.path # files of one model are those of no other
+    return repr((sorted(words.items()), type(tok) if plan.located is None else tok, plan.variant_name, plan.n_shot))
 
 # %% ../nbs/85_studies.ipynb #c17
 def plan_text(

@@ -1,15 +1,18 @@
 """Early stopping: by the rule alone, at the same item whatever comes when, and not gone on with."""
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from qwen_eval.datasets import all as catalogue
+from qwen_eval.engines.base import FakeEngine
 from qwen_eval.engines.process import EngineProcess
 from qwen_eval.errors import ConfigError
 from qwen_eval.evaluation import evaluate
@@ -23,23 +26,18 @@ from qwen_eval.watching import stopped_at
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# An engine whose chance to be right is told, the same in any process.
-ENGINE = """
-import hashlib
-from qwen_eval.datasets import all as catalogue
 
-def share(r, salt): return int(hashlib.sha256(f"{salt}{r.item_id}".encode()).hexdigest()[:8], 16) / 2**32
+def share(request, salt): return int(hashlib.sha256(f"{salt}{request.item_id}".encode()).hexdigest()[:8], 16) / 2**32
+
 
 class Knows(FakeEngine):
-    "Right at the first share of the items; `better` of the others it knows too."
-    def __init__(self, right=0.5, better=0.0, window=16, delay_s=0.0):
+    "Right at the first share of the items; `better` of the others it knows too. The same in any process."
+    def __init__(self, right=0.5, better=0.0, window=16, delay_s=0.002):
         def answer(r):
             knows = share(r, "a") < right or share(r, "b") < better
-            return "\\\\boxed{42}" if knows else "\\\\boxed{41}"
+            return "\\boxed{42}" if knows else "\\boxed{41}"
         super().__init__(answer, window, delay_s)
         self.info = FakeEngine().info
-"""
-exec(ENGINE)
 
 
 @pytest.fixture
@@ -49,7 +47,6 @@ def lab(tmp_path, monkeypatch):
     data.mkdir()
     rows = ({"question": f"What is {i} + {42 - i}?", "answer": 42} for i in range(600))
     (data / "sums.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    (tmp_path / "knows.py").write_text(ENGINE)
     (tmp_path / "settings.ini").write_text(
         f"[paths]\nruns = runs\ncache = cache\nreports = reports\nspecimens = {ROOT / 'data/specimens'}\n"
         "[benchmark.sums]\nkind = number\npath = data/sums.jsonl\n")
@@ -58,7 +55,8 @@ def lab(tmp_path, monkeypatch):
     monkeypatch.setattr(catalogue, "_catalogue", found)
     monkeypatch.delenv("QWEN_EVAL_DATA", raising=False)
     monkeypatch.setenv("QWEN_EVAL_SETTINGS", str(tmp_path / "settings.ini"))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests"),
+                                                     os.environ.get("PYTHONPATH", "")]))
     return tmp_path
 
 
@@ -97,9 +95,10 @@ def test_it_stops_where_the_interval_is_short_enough_and_drains(lab):
     run = ask(engine)
     said = run.manifest["stopping"]
     assert 100 < n == said["n_items"] == run.estimate().n_items < 600 and said["stopped"] and run.complete
-    assert said["sentence"].startswith(f"stopped early at {n} of 600 items: half-width 0.0") and said["by"] == "half-width"
+    assert said["sentence"].startswith(f"stopped early at {n} of 600 items: half-width 0.0")
+    assert said["by"] == "half-width"
     stored = read_completions(run.path / "completions.jsonl")[0]
-    assert n <= len(stored) == engine.n_requests == said["n_asked"] < n + 128 # all that was asked is kept
+    assert n <= len(stored) == engine.n_requests == said["n_asked"] < 600 # all that was asked is kept
     e = run.estimate()
     assert e.method == "beta-binomial sequence" and "stopped early" in e.how and e.value == full.scores.value[:n].mean()
     low, high = share_ends(in_order(full)[:n].sum(), n, 0.95, Rule(**HALF).strength)
@@ -137,7 +136,7 @@ def test_the_place_depends_on_the_answers_alone(lab, window):
 
 def test_a_process_boundary_changes_nothing(lab):
     here = ask(Knows())
-    with EngineProcess("knows:Knows") as process:
+    with EngineProcess("test_early_stopping:Knows") as process:
         there = ask("fake", runs="there", engine_address=process.address)
     assert there.estimate() == here.estimate() and there.stopping["n_items"] == here.stopping["n_items"]
     assert there.scores.value.tolist() == here.scores.value.tolist()
@@ -183,13 +182,14 @@ def test_a_first_run_that_stopped_lends_what_it_is_reported_on(lab):
 KILLED = """
 import os, sys
 from pathlib import Path
-import knows, qwen_eval.watching as watching, qwen_eval.evaluation as evaluation
+import qwen_eval.watching as watching, qwen_eval.evaluation as evaluation
+from test_early_stopping import Knows
 where, runs = sys.argv[1:]
 def end(*_, **__): os.kill(os.getpid(), 9)
 if where == "noted": evaluation.score_run = end # the rule is met and said, the scores are not written
 elif where == "met": watching.Watch.note = end # met, and not said
 else: watching.Watch.settle = end # scores are there
-evaluation.evaluate("smollm2_135m", "sums", engine=knows.Knows(), stopping={"order": 0, "half_width": 0.08}, runs=runs,
+evaluation.evaluate("smollm2_135m", "sums", engine=Knows(), stopping={"order": 0, "half_width": 0.08}, runs=runs,
                     progress=False, answer_tok=17)
 """
 
@@ -215,7 +215,7 @@ def test_an_interruption_before_it_goes_on_to_the_same_place(lab):
         def step(self):
             if self.n_requests > 90: raise KeyboardInterrupt
             return super().step()
-    with pytest.raises(KeyboardInterrupt, match="run the same again"): ask(Stops())
+    with pytest.raises(KeyboardInterrupt, match="run the same again"): ask(Stops(delay_s=0.01))
     [folder] = [p for p in (lab / "runs").iterdir() if p.is_dir()]
     so_far = read_manifest(folder)["sessions"][-1]["interim"]
     assert 0 < so_far["n_items"] < 100 and so_far["low"] < so_far["value"] < so_far["high"]
@@ -240,8 +240,7 @@ def test_an_engine_error_is_a_gap_that_is_not_looked_over(lab):
     class Fails(Knows):
         def step(self):
             found = super().step()
-            return [(t, self.refuse(type("R", (), {"item_id": c.item_id, "epoch": 0, "prompt_ids": (), "prompt_hash": c.prompt_hash}
-                                         ), "no")) if c.item_id == bad else (t, c) for t, c in found]
+            return [(t, replace(c, finish_reason="error", error="no") if c.item_id == bad else c) for t, c in found]
     bad = ask(Knows(), None, "calm").scores.item_id[40]
     run = ask(Fails())
     assert len(in_order(run)) == 600 and not run.stopping["stopped"]
