@@ -39,6 +39,12 @@ class Knows(FakeEngine):
         super().__init__(answer, window, delay_s)
         self.info = FakeEngine().info
 
+    def step(self): # the oldest first, as real engines do; the fake one's last answer is the first that was asked
+        self._waiting = dict(reversed(self._waiting.items()))
+        found = super().step()
+        self._waiting = dict(reversed(self._waiting.items()))
+        return found
+
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch):

@@ -125,7 +125,7 @@ def test_a_folder_is_found_from_the_kernels_own_place(lab, monkeypatch):
     from qwen_eval.studies import Planned
     (lab / "elsewhere" / "my_model").mkdir(parents=True)
     monkeypatch.chdir(lab / "elsewhere")
-    here = SimpleNamespace(runs=lab)
+    here = SimpleNamespace(runs=lab, stopping=None)
     assert parameters(Planned(here, "my_model", "balanced", "gsm8k"), ONE)["model"] == str(lab / "elsewhere/my_model")
     assert parameters(Planned(here, "smollm2", "balanced", "gsm8k"), ONE)["model"] == "smollm2"
 
