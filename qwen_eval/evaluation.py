@@ -249,7 +249,7 @@ def carry_out(
 ) -> None:
     "Ask what a plan misses, and score it; raises `QwenEvalError`."
     watch = Watch(plan, plan.stopping)
-    with standing(plan := watch.plan, engine) as e:
+    with standing(plan := watch.plan, engine, address) as e:
         _through(plan, jury, options, context_tok, progress, e, address, judge_engine, watch)
 
 def _through(plan, jury, options, context_tok, progress, engine, address, judge_engine, watch):

@@ -45,8 +45,8 @@ def execute(
     "Execute a notebook with papermill, in this thread."
     import papermill
     Path(job.output).parent.mkdir(parents=True, exist_ok=True)
-    try: papermill.execute_notebook(job.notebook, job.output, job.parameters, kernel_name="python3", cwd=job.cwd,
-                                    progress_bar=False, extra_arguments=["--log-level=CRITICAL"])
+    try: papermill.execute_notebook(job.notebook, job.output, job.parameters, kernel_name="python3", language="python",
+                                    cwd=job.cwd, progress_bar=False, extra_arguments=["--log-level=CRITICAL"])
     except Exception as e: return why(e), getattr(e, "ename", type(e).__name__)
     return "", ""
 
