@@ -18,7 +18,7 @@ from .diffs import check_comparable
 from .errors import ConfigError, QwenEvalError
 from .metrics import in_words, metrics, scale
 from .records import Estimate
-from .runs import NOT_RESULTS, Run, benchmark_label, items_of, open_run
+from .runs import NOT_RESULTS, Run, benchmark_label, items_of, open_run, preset_label
 from .stats.clustered import clustered_difference
 from .stats.equivalence import Equivalence, equivalence, estimated_equivalence
 from .stats.multiple import Family, decide
@@ -62,7 +62,7 @@ def run_names(
     runs: Sequence[Run], # Of one benchmark
 ) -> tuple[str, ...]: # One for each, all different
     "The shortest names that tell runs apart: model, then preset, protocol, variant and id where these differ."
-    parts = [{"model": f["model"]["id"], "preset": f["preset"]["id"], "protocol": r.manifest["protocol"]["id"],
+    parts = [{"model": f["model"]["id"], "preset": preset_label(r.manifest), "protocol": r.manifest["protocol"]["id"],
               "variant": f["benchmark"]["variant"], "run": r.id.rpartition("--")[2]}
              for r in runs for f in (r.manifest["fingerprint"],)]
     keys = ["model"]

@@ -67,7 +67,7 @@ def _ask(plan, engine, start_s, writer, missing, progress, beside=None, begun=No
     "Ask for what is missing; what ends it early, the finished answers are kept. `beside` scores, `watch` may stop it."
     from tqdm.auto import tqdm
     todo, epochs = set(missing), range(plan.epochs)
-    items = [i for i in plan.items[:plan.limit] if any((i.id, e) in todo for e in epochs)]
+    items = [i for i in plan.asking if any((i.id, e) in todo for e in epochs)]
     total, name = plan.limit * plan.epochs, f"{plan.model.id} {plan.benchmark.id} {plan.preset.id}"
     meter = Meter(engine)
     out = watch and watch.look_out()

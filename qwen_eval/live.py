@@ -71,5 +71,5 @@ class LiveRows:
                      "estimate": interim_text(r, state == "complete") if state != "waiting" else ""}
             if state == "complete" and at: shown |= {"state": "stopped early", "n_done": at * r.plan.epochs}
             if state in ("complete", "failed"): self._ended[r.path] = shown
-        names = {"model": r.model, "preset": r.preset, "benchmark": r.benchmark, "n": r.n_answers}
+        names = {"model": r.model, "preset": r.label, "benchmark": r.benchmark, "n": r.n_answers}
         return {**names, **self._ended.get(r.path, {}), **({} if r.path in self._ended else shown)}

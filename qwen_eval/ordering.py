@@ -66,8 +66,9 @@ def stopping_rules(
 ) -> dict[str, Rule]: # By the name of the run's folder; runs without a rule are asked in full
     "When each run of a study may stop."
     if not study.early: return {}
-    order = [r for g in execution_order(runs, study.seed or 0) for r in g if not getattr(r, "absent", ())]
-    firsts = {(r.model, r.preset, r.benchmark): (k, r) for k, r in enumerate(order) if not getattr(r, "twin", False)}
+    order = [r for g in execution_order(runs, study.seed or 0) for r in g
+             if not (getattr(r, "absent", ()) or getattr(r, "twin", False))]
+    firsts = {(r.model, r.preset, r.benchmark): (k, r) for k, r in enumerate(order)}
     pairs, family = {}, parse_hypotheses(study.hypotheses, study.models, study.presets, study.benchmarks)
     for h in family:
         sides = [firsts.get((*side, h.benchmark)) for side in (h.a, h.b)]

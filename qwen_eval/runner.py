@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from .analysis_plan import register
 from .closing import Failure, StudyOutcome, close_study, difference_rows, report_folder, result_rows
 from .engines.process import EngineProcess
 from .errors import ConfigError, EngineError, IntegrityError, QwenEvalError
@@ -54,7 +55,7 @@ def parameters(
             "overrides": study.overrides, "limit": study.limit, "variant": study.variant, "n_shot": study.n_shot,
             "seed": study.seed, "engine": study.engine or None, "runs": str(run.plan.runs),
             "judge": judge if judge in (None, "none") else _anywhere(judge), "judge_tok": study.judge_tok,
-            "stopping": run.plan.stopping and run.plan.stopping.data(),
+            "stopping": run.plan.stopping and run.plan.stopping.data(), "twin": run.twin,
             "allow_specimens": study.allow_specimens, "allow_unsafe_code": study.allow_unsafe_code, "output": place}
 
 def _anywhere(name): # a model's folder in full, since kernels work elsewhere; other names as they are
@@ -133,7 +134,7 @@ def run_group(
     with executor(by, max(2, parallel)) as pool:
         for r in runs:
             job = job_of(r, study, folder, address)
-            say(f"{r.model}, {r.preset}: {r.benchmark}")
+            say(f"{r.model}, {r.label}: {r.benchmark}")
             jobs[ticket := pool.submit(job)] = r, job
             if parallel == 1 and r is not runs[-1]: _until_next(pool, ticket, r, ended)
         while len(ended) < len(jobs): ended |= {e.ticket: e for e in pool.poll(1.0)}
@@ -178,6 +179,7 @@ def run_study(
     if notebooks: writable(folder, "Reports")
     with contextlib.ExitStack() as held:
         if todo := _todo(p, now): held.enter_context(claim(r.path for r in now))
+        if notebooks and todo: register(p, folder, stream)
         how = _How(p.study, folder / "notebooks" if notebooks else None, parallel, by, retries)
         try: failures = _do(p, todo, how, stream)
         except KeyboardInterrupt: raise KeyboardInterrupt("{} of {} answers are stored.".format(*_stored(p))) from None
@@ -233,7 +235,7 @@ def todo_rows(
 ) -> list[dict[str, Any]]: # One row a run, in the order in which they would be done; `engine` counts those to start
     "What `run_study` would do; nothing is started and nothing is written."
     p = plan(name, runs)
-    return [{"n": n, "engine": k, "model": r.model, "preset": r.preset, "benchmark": r.benchmark, "state": r.state(),
+    return [{"n": n, "engine": k, "model": r.model, "preset": r.label, "benchmark": r.benchmark, "state": r.state(),
              "n_left": r.n_left(), "may_stop_early": r.plan.stopping is not None, "run_id": r.path.name}
             for n, (k, r) in enumerate(((k, r) for k, g in enumerate(_todo(p, chosen(p.runs, only)), 1) for r in g), 1)]
 
@@ -287,9 +289,9 @@ def _ended(process):
 
 def _plainly(run, study, address, say):
     "The same without a notebook: None, or the failure."
-    say(f"{run.model}, {run.preset}: {run.benchmark}")
+    say(f"{run.model}, {run.label}: {run.benchmark}")
     how = {k: getattr(study, k) for k in ("limit", "variant", "n_shot", "seed", "allow_specimens", "allow_unsafe_code")}
-    how |= {"judge": study.judge, "judge_tok": study.judge_tok, "stopping": run.plan.stopping}
+    how |= {"judge": study.judge, "judge_tok": study.judge_tok, "twin": run.twin, "stopping": run.plan.stopping}
     how |= {"engine": study.engine or None, "order_seed": study.seed or 0, "runs": run.plan.runs, **study.overrides}
     try: evaluate(run.model, run.benchmark, run.preset, study.protocol, engine_address=address, progress=False, **how)
     except QwenEvalError as e: return Missed(run, str(e), None, isinstance(e, EngineError) and e.retryable)

@@ -104,7 +104,7 @@ def read_settings(
     parser = configparser.ConfigParser(interpolation=None, default_section="\0", inline_comment_prefixes=("#", ";"))
     parser.optionxform = str
     try:
-        if file: parser.read_string(Path(file).read_text(encoding="utf-8"), source=str(file))
+        if file: parser.read_string(_text(Path(file)), source=str(file))
     except (configparser.Error, UnicodeDecodeError, OSError) as e:
         raise ConfigError(f"{file} cannot be read: {e}") from None
     root = Path(file).parent if file else Path.cwd()
@@ -124,6 +124,14 @@ def read_settings(
     given |= {k: expand(v).resolve() for k, v in here.items()}
     defaults = {f.name: (root / f.default).resolve() for f in fields(Settings) if f.name in PATH_KEYS and f.default}
     return Settings(file=file, root=root.resolve(), engine=engine, declared=declared, **{**defaults, **given})
+
+def _text(file):
+    "What the file says; `ConfigError` where a hypothesis would be read as a comment."
+    for n, line in enumerate((text := file.read_text(encoding="utf-8")).splitlines(), 1):
+        if re.match(r"\s*[^#;\s].*\s;\s*\S+\s*(>=|!=|=|>)\s*\S+.*\son\s", line):
+            raise ConfigError(f"{file}, line {n}: ';' after a space begins a comment, and a hypothesis follows. Put "
+                              "each hypothesis on a line of its own, or write ';' without the space.")
+    return text
 
 def _known(where, given, known, file):
     for key in given:

@@ -44,18 +44,21 @@ def study_list(as_json: JsonFlag = False):
 
 @study.command("plan")
 def study_plan(name: StudyName, as_json: JsonFlag = False):
-    """Say what a study would do, and check that it can, without starting an engine.
+    """Say what a study would do, what it can show and what it will take, without starting an engine.
+
+    Where weights or data are not on this machine, the plan goes as far as it can and says so.
 
     \b
     qwen-eval study plan demo
     """
-    from qwen_eval.studies import contexts, plan, plan_text
+    from qwen_eval.analysis_plan import document_text, plan_document
+    from qwen_eval.studies import contexts, plan
     from qwen_eval.terminal import is_terminal
     from qwen_eval.warm import memory_text
-    planned = plan(name)
+    planned = plan(name, outline=True)
     needed = contexts(planned)
-    say(planned.rows(), lambda rows: plan_text(planned, is_terminal(), line_width()) + memory_text(planned, needed),
-        as_json)
+    def text(found): return document_text(planned, found, is_terminal(), line_width()) + memory_text(planned, needed)
+    say(plan_document(planned), text, as_json)
 
 # %% ../nbs/89_study_commands.ipynb #n08
 @study.command("run")

@@ -39,6 +39,7 @@ def refused(call, *args, **more):
     ([1, 0], [1, 0], {"items": "ab"}, "of both sides"), (HALF, ZEROS, {"discordance": 1.5}, "discordance=1.5"),
     ([1, 0], [1, 0], {"items": "ab", "reference_items": "ac"}, "not asked the same items"),
     ([1, 0], [1, 0], {"items": "aa", "reference_items": "aa"}, "each item once"),
+    ([1, 0], [1, 0], {"margin": 2}, "0.02 for two points"), ([1, 0], [1, 0], {"margin": (-1, 0.1)}, "differ by 1"),
 ])
 def test_what_cannot_be_compared_is_refused(a, b, more, says):
     assert says in refused(equivalence, a, b, **{"margin": 0.05, **more})

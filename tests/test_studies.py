@@ -282,10 +282,10 @@ def test_programs_left_unscored_are_scored_once_that_is_allowed(lab, monkeypatch
 
 
 def test_a_protocol_keeps_its_seed_and_a_benchmark_is_loaded_once(lab, monkeypatch):
-    import qwen_eval.plans as plans
+    import qwen_eval.studies as studies
     (lab / "settings.ini").write_text((lab / "settings.ini").read_text() + "[protocol.warm]\nseed = 7\n")
-    loaded, real = [], plans.load
-    monkeypatch.setattr(plans, "load", lambda b, *a, **k: loaded.append(b.id) or real(b, *a, **k))
+    loaded, real = [], studies.load
+    monkeypatch.setattr(studies, "load", lambda b, *a, **k: loaded.append(b.id) or real(b, *a, **k))
     found = plan(replace(SMALL, protocol="warm"))
     assert {r.plan.protocol.seed for r in found.runs} == {7} and sorted(loaded) == sorted(SMALL.benchmarks)
     assert {r.plan.protocol.seed for r in plan(replace(SMALL, protocol="warm", seed=1)).runs} == {1}

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from .declared import Benchmark, derivations
-from ..errors import ConfigError, IntegrityError
+from ..errors import AbsentError, ConfigError, IntegrityError
 from ..fetch import sha256, wheel_members, write_atomic
 from ..own_files import check_first_load, scan_rows
 from ..records import Item
@@ -363,7 +363,7 @@ def load(
         except ConfigError as e: why.append(f"{kind}: {e}")
     if allow_specimens and source is None and not bare: return _specimen(benchmark, known, settings)
     if bare: raise ConfigError(f"{benchmark.id} cannot be loaded. {' | '.join(why)}. Correct its path or hub id.")
-    raise ConfigError(f"No source has the items of {benchmark.id}. {' | '.join(why)} | What to do: name a folder that "
+    raise AbsentError(f"No source has the items of {benchmark.id}. {' | '.join(why)} | What to do: name a folder that "
                       f"holds {benchmark.stem}.jsonl.gz in QWEN_EVAL_DATA (rows in the schema of the hub), or allow "
                       "the few hand-written specimens (--allow-specimens).")
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 import numpy as np
 from ..errors import ConfigError
+from .clustered import numbered
 from .pairs import all_pairs, holm
 from .results import Result, check_level, usable
 
@@ -104,13 +105,15 @@ def compare_all(
     simultaneous: bool = False, # Intervals that hold together for all pairs?
 ): # -> Comparisons, one row a pair and group, groups in sorted order
     "Every paired comparison with its adjusted p-value; `ConfigError` for unnamed models, odd groups, what cannot be."
-    values, names, groups = values if hasattr(values, "shape") else list(values), list(names), np.asarray(groups)
+    values, names, given = values if hasattr(values, "shape") else list(values), list(names), list(groups)
     if len(names) != len(values) or len(set(names)) < len(names):
         raise ConfigError(f"{len(names)} names, {len(set(names))} of them different, for {len(values)} models; "
                           "give each model a name of its own.")
-    if groups.size and (np.ndim(values) < 2 or groups.shape != np.shape(values)[1:2]):
-        raise ConfigError(f"groups have shape {groups.shape} for values of shape {np.shape(values)}; give one an item.")
-    parts = [(str(g), groups == g) for g in np.unique(groups)] if groups.size else [("", slice(None))]
+    if given and (np.ndim(values) < 2 or len(given) != np.shape(values)[1]):
+        raise ConfigError(f"{len(given)} groups for values of shape {np.shape(values)}; give one an item.")
+    codes = numbered(given, len(given), "groups")
+    known = list(map(str, dict.fromkeys(given))) # in the order of their codes
+    parts = [(known[k], codes == k) for k in np.argsort(known, kind="stable").tolist()] or [("", slice(None))]
     n_pairs = len(parts) * len(names) * (len(names) - 1) // 2
     each = 1 - (1 - check_level(level)) / max(n_pairs, 1) if simultaneous else level
     found = {g: all_pairs(values if not g else np.asarray(values)[:, rows], each, range) for g, rows in parts}
