@@ -252,6 +252,7 @@ def carry_out(
     with standing(plan := watch.plan, engine, address) as e:
         _through(plan, jury, options, context_tok, progress, e, address, judge_engine, watch)
 
+# %% ../nbs/71_evaluate.ipynb #d33
 def _through(plan, jury, options, context_tok, progress, engine, address, judge_engine, watch):
     begun = None if jury or plan.variant.judge else ahead(plan, engine)
     needed, hashes = (0, dict.fromkeys(plan.keys, "")) if begun else survey(plan, progress)
@@ -271,8 +272,8 @@ def _through(plan, jury, options, context_tok, progress, engine, address, judge_
         _borrow(plan, writer, hashes)
         asked = _missing(plan, hashes, writer.stored)
         if asked and not plan.variant.judge and watch.resume(writer.stored, options, progress): asked = []
-        beside = None
-        if asked and not plan.variant.judge: beside = Beside(plan.variant, plan.items, options, watch.look_out().add)
+        looks = bool(asked) and not plan.variant.judge
+        beside = Beside(plan.variant, plan.items, options, watch.look_out().add) if looks else None
         with beside or contextlib.nullcontext():
             with at_need(plan, engine, address, needed) as own:
                 if asked: _ask(plan, *own(), writer, asked, progress, beside, begun, beside and watch)

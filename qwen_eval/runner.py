@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from .analysis_plan import register
 from .closing import Failure, StudyOutcome, close_study, difference_rows, report_folder, result_rows
+from .contexts import contexts
 from .engines.process import EngineProcess
 from .errors import ConfigError, EngineError, IntegrityError, QwenEvalError
 from .evaluation import borrow, evaluate
@@ -27,7 +28,7 @@ from .progress import Board, LineCount
 from .scores import read_scores
 from .settings import expand, settings
 from .store import check_free, claim, read_manifest
-from .studies import Planned, Study, contexts, plan
+from .studies import Planned, Study, plan
 from .warm import Engines
 
 # %% ../nbs/88_runner.ipynb #c05
@@ -228,6 +229,7 @@ def _todo(p, now=None):
     groups = execution_order(p.runs, p.study.seed or 0)
     return [g for group in groups if (g := tuple(r for r in group if id(r) in wanted and r.state() != "complete"))]
 
+# %% ../nbs/88_runner.ipynb #d27
 def todo_rows(
     name: str | Study, # A declared study, or a `Study`
     only: Iterable[str] = (), # As for `run_study`
@@ -281,6 +283,7 @@ def _attempt(group, then, engines, how, say):
         text, again = f"{e}{hint}", isinstance(e, EngineError) and e.retryable
         return [Missed(r, text, None, again) for r in group if r.state() != "complete"], ""
 
+# %% ../nbs/88_runner.ipynb #d20
 def _ended(process):
     "How an engine's process ended by itself; empty where it runs."
     try: code = process.process.wait(timeout=1)

@@ -52,7 +52,8 @@ def study_plan(name: StudyName, as_json: JsonFlag = False):
     qwen-eval study plan demo
     """
     from qwen_eval.analysis_plan import document_text, plan_document
-    from qwen_eval.studies import contexts, plan
+    from qwen_eval.contexts import contexts
+    from qwen_eval.studies import plan
     from qwen_eval.terminal import is_terminal
     from qwen_eval.warm import memory_text
     planned = plan(name, outline=True)
