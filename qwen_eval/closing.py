@@ -11,7 +11,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -160,9 +160,7 @@ def study_report(
         environment=environments(manifests), study=without_paths(_plain(s)),
         command=f"qwen-eval study run {s.id}", **_written(plan, folder)), d
 
-def _plain(study):
-    import msgspec
-    return msgspec.to_builtins(study)
+def _plain(study): return {f.name: getattr(study, f.name) for f in fields(study)}
 
 def _not_run(plan, rows):
     there = {r["run_id"] for r in rows}
