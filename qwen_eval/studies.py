@@ -6,6 +6,7 @@
 __all__ = ['Study', 'study', 'Planned', 'StudyPlan', 'plan', 'outline_run', 'contexts', 'plan_text', 'status_rows']
 
 # %% ../nbs/85_studies.ipynb #c02
+import contextlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
@@ -266,17 +267,29 @@ class _Finder:
     def items(self, benchmark):
         "Its items; None where they are absent."
         if benchmark not in self.sets:
-            try: self.sets[benchmark] = load(find_benchmark(benchmark), allow_specimens=self.study.allow_specimens)
+            try: self.sets[benchmark] = self._load(find_benchmark(benchmark))
             except QwenEvalError as e: self.sets[benchmark] = e
             if isinstance(e := self.sets[benchmark], AbsentError): self.absent["items", benchmark] = str(e)
         if isinstance(found := self.sets[benchmark], QwenEvalError) and not isinstance(found, AbsentError): raise found
         return None if isinstance(found, AbsentError) else found
 
+    def _load(self, b):
+        for m in self.study.models: self.weights(m)
+        here = {m for m in self.study.models if ("weights", m) not in self.absent}
+        if here: return load(b, allow_specimens=self.study.allow_specimens)
+        if not b.own and any(s.kind == "file" for s in b.sources): # nothing can be asked here, so nothing is fetched
+            with contextlib.suppress(AbsentError): return load(b, "file")
+        elsewhere = " and ".join(str(s) for s in b.sources if s.kind != "file") or "a folder"
+        raise AbsentError(f"{b.id}: its items are in no folder of benchmarks here (QWEN_EVAL_DATA); they are looked "
+                          f"for in {elsewhere} when the study is run.")
+
     def weights(self, model):
         "Look whether they are here, where somebody only wants to see the plan."
         if not self.outline or model in self.known: return
         self.known.add(model)
-        if engine_name(self.study.engine or None) in (*FAKES, *APIS) or is_here(m := find_model(model)): return
+        try:
+            if engine_name(self.study.engine or None) in (*FAKES, *APIS) or is_here(m := find_model(model)): return
+        except UnknownNameError: return # said for each of its runs
         self.absent["weights", model] = (f"{model}: the weights of {m.hub_id or m.id} are not on this machine; they "
                                          "are fetched when the study is run.")
 

@@ -6,6 +6,8 @@
 __all__ = ['study', 'StudyName', 'finish', 'study_list', 'study_plan', 'study_run', 'study_report', 'study_status']
 
 # %% ../nbs/89_study_commands.ipynb #n03
+import contextlib
+import gc
 import sys
 from typing import Annotated
 import typer
@@ -21,6 +23,14 @@ def finish(outcome, as_json):
     say(found, lambda _: outcome_text(outcome, is_terminal(), line_width()), as_json)
     for failure in outcome.failures: print(f"FAILED {failure}", file=sys.stderr)
     if outcome.failures: raise typer.Exit(1)
+
+@contextlib.contextmanager
+def _uncollected(): # tens of thousands of items are loaded, of which nothing is garbage: a quarter of the time
+    was = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if was: gc.enable()
 
 # %% ../nbs/89_study_commands.ipynb #n07
 study = group("Planned sets of runs ([study.NAME] in settings.ini).")
@@ -54,10 +64,11 @@ def study_plan(name: StudyName, as_json: JsonFlag = False):
     from qwen_eval.studies import contexts, plan
     from qwen_eval.terminal import is_terminal
     from qwen_eval.warm import memory_text
-    planned = plan(name, outline=True)
-    needed = contexts(planned)
-    def text(found): return document_text(planned, found, is_terminal(), line_width()) + memory_text(planned, needed)
-    say(plan_document(planned), text, as_json)
+    with _uncollected():
+        planned = plan(name, outline=True)
+        needed, found = contexts(planned), plan_document(planned)
+        def text(d): return document_text(planned, d, is_terminal(), line_width()) + memory_text(planned, needed)
+        say(found, text, as_json)
 
 # %% ../nbs/89_study_commands.ipynb #n08
 @study.command("run")
