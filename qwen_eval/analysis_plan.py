@@ -9,9 +9,9 @@ __all__ = ['RULES', 'TESTS', 'method_of', 'sequential_rule', 'plan_document', 'd
 # %% ../nbs/86_analysis_plan.ipynb #a02
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-import msgspec
 from .comparisons import TRUNCATION
 from .errors import IntegrityError
 from .expected import budget, expected, expected_text
@@ -81,7 +81,7 @@ def plan_document(
     analysis = {"alpha": s.alpha, "power": s.power, "correction": "Holm", "n_family": len(family), "tests": TESTS,
                 "rules": list(RULES), "half_width": s.half_width,
                 "sequential": sequential_rule(len(family), s.alpha, s.half_width) if s.early else None}
-    return {"study": msgspec.to_builtins(s), "runs": plan.rows(), "hypotheses": [p.data() for p in family],
+    return {"study": asdict(s), "runs": plan.rows(), "hypotheses": [p.data() for p in family],
             "benchmarks": rows, "analysis": analysis, "expected": cost, "budget": fits,
             "warnings": [*_too_small(family, rows, s), *_over(fits), *plan.warnings]}
 

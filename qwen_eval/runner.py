@@ -53,7 +53,7 @@ def parameters(
     here, judge = settings().root, study.judge
     place = output and str(output.relative_to(here) if output.is_relative_to(here) else output.name)
     return {"model": _anywhere(run.model), "preset": run.preset, "benchmark": run.benchmark, "protocol": study.protocol,
-            "overrides": study.overrides, "limit": study.limit, "variant": study.variant, "n_shot": study.n_shot,
+            "overrides": study.overrides, "limit": study.limit, "variant": study.variant, "n_shot": run.n_shot,
             "seed": study.seed, "engine": study.engine or None, "runs": str(run.plan.runs),
             "judge": judge if judge in (None, "none") else _anywhere(judge), "judge_tok": study.judge_tok,
             "stopping": run.plan.stopping and run.plan.stopping.data(), "twin": run.twin,
@@ -293,8 +293,9 @@ def _ended(process):
 def _plainly(run, study, address, say):
     "The same without a notebook: None, or the failure."
     say(f"{run.model}, {run.label}: {run.benchmark}")
-    how = {k: getattr(study, k) for k in ("limit", "variant", "n_shot", "seed", "allow_specimens", "allow_unsafe_code")}
-    how |= {"judge": study.judge, "judge_tok": study.judge_tok, "twin": run.twin, "stopping": run.plan.stopping}
+    how = {k: getattr(study, k) for k in ("limit", "variant", "seed", "allow_specimens", "allow_unsafe_code")}
+    how |= {"n_shot": run.n_shot, "judge": study.judge, "judge_tok": study.judge_tok, "twin": run.twin}
+    how |= {"stopping": run.plan.stopping}
     how |= {"engine": study.engine or None, "order_seed": study.seed or 0, "runs": run.plan.runs, **study.overrides}
     try: evaluate(run.model, run.benchmark, run.preset, study.protocol, engine_address=address, progress=False, **how)
     except QwenEvalError as e: return Missed(run, str(e), None, isinstance(e, EngineError) and e.retryable)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from .errors import ConfigError, IntegrityError, QwenEvalError, UnknownNameError
 from .layout import fact_lines, line_width, shortened
 from .metering import add_up
@@ -184,9 +184,12 @@ class Run(StoredRun):
         metric: str | None = None, # A measured metric, `pass@k` or `pass^k`; None is the primary one
         level: float = 0.95, # Confidence level, fraction
         max_error_rate: float = 0.01, # Share of engine errors above which to refuse, fraction
+        population: int | Literal["benchmark"] | None = None, # Where the claim is about these items only: how many
     ) -> Estimate: # With counts of what became of the answers
         "The estimate of a metric; raises `ConfigError` where it was not measured or too much is missing."
-        found, said = weigh(self.scores, name := metric or self.metric, level, max_error_rate), self.stopping
+        name, said = metric or self.metric, self.stopping
+        if population == "benchmark": population = self.manifest["items"]["n"]
+        found = weigh(self.scores, name, level, max_error_rate, population)
         if not said or said.get("not_applicable") or name not in metrics: return found
         if self.limit is not None and self.limit < said["n_items"]: return found # a beginning that no rule chose
         if why := plain_mean(m := metrics.get(name), self.scores.drop_duplicates("order").cluster.fillna("")):

@@ -6,11 +6,13 @@
 __all__ = ['Study', 'study', 'Planned', 'StudyPlan', 'plan', 'outline_run', 'plan_text', 'status_rows']
 
 # %% ../nbs/85_studies.ipynb #c02
+import contextlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
+from .cells import asked_by, named_by
 from .checkpoints import series
 from .completions import Stored, once
 from .datasets.all import benchmark as find_benchmark
@@ -47,7 +49,8 @@ class Study:
     chat_template: str | None = None # A file, or text, in place of every tokenizer's own
     system: str | None = None # System text of chat prompts; None is the model's own, or left to the chat template
     model_variant: str | None = None # "base" or "chat"; None: whether a model has a chat template
-    benchmarks: tuple[str, ...] # Registered names
+    benchmarks: tuple[str, ...] = () # Registered names
+    cells: tuple[str, ...] = () # "MODEL BENCHMARK", perhaps with ":4" for four examples, in place of each with each
     presets: tuple[str, ...] = ("balanced",) # How the engine is set up; one engine per model and preset
     protocol: str = "greedy" # How items are asked
     limit: int | None = None # Items per benchmark, the first of the seeded order; None is all
@@ -116,6 +119,7 @@ def study(
     if found.base_url and "@" in found.base_url:
         raise ConfigError("The address of a study is written into its notebooks: leave user and password out. An "
                           "address with them may stand as base_url under [engine] in settings.ini.")
+    found = replace(found, **named_by(found))
     for key in ("models", "benchmarks", "presets"):
         values = getattr(found, key)
         if key == "models" and found.checkpoints: continue
@@ -151,6 +155,7 @@ class Planned:
     jury: Jury | None = None # Who judges its answers, where they are judged
     twin: bool = False # Is it the A/A twin of the run of that model, preset and benchmark?
     absent: tuple[str, ...] = () # "weights", "items", "judge": not on this machine; such a run has no identity yet
+    n_shot: int | None = None # Worked examples, as the study asks for them
 
     @property
     def label(self) -> str: # Such as "balanced", or "balanced (A/A)"
@@ -258,8 +263,8 @@ def plan(
     for model in s.models:
         for preset in s.presets:
             for twin in (False, True) if s.aa and preset == s.presets[0] else (False,):
-                for benchmark in s.benchmarks:
-                    try: planned.append(found.run(model, preset, benchmark, twin))
+                for benchmark, n_shot in asked_by(s, model):
+                    try: planned.append(found.run(model, preset, benchmark, twin, n_shot))
                     except QwenEvalError as e: wrong.setdefault(str(e), f"{model}, {preset}, {benchmark}")
     if s.judge and planned and not any(r.plan.variant.judge for r in planned):
         wrong[f"none of these is judged by a model, so nobody would ask {s.judge}; leave the judge out."] = ", ".join(
@@ -287,30 +292,43 @@ class _Finder:
     def items(self, benchmark):
         "Its items; None where they are absent."
         if benchmark not in self.sets:
-            try: self.sets[benchmark] = load(find_benchmark(benchmark), allow_specimens=self.study.allow_specimens)
+            try: self.sets[benchmark] = self._load(find_benchmark(benchmark))
             except QwenEvalError as e: self.sets[benchmark] = e
             if isinstance(e := self.sets[benchmark], AbsentError): self.absent["items", benchmark] = str(e)
         if isinstance(found := self.sets[benchmark], QwenEvalError) and not isinstance(found, AbsentError): raise found
         return None if isinstance(found, AbsentError) else found
 
+    def _load(self, b):
+        for m in self.study.models: self.weights(m)
+        here = {m for m in self.study.models if ("weights", m) not in self.absent}
+        if here: return load(b, allow_specimens=self.study.allow_specimens)
+        if not b.own and any(s.kind == "file" for s in b.sources): # nothing can be asked here, so nothing is fetched
+            with contextlib.suppress(AbsentError): return load(b, "file")
+        elsewhere = " and ".join(str(s) for s in b.sources if s.kind != "file") or "a folder"
+        raise AbsentError(f"{b.id}: its items are in no folder of benchmarks here (QWEN_EVAL_DATA); they are looked "
+                          f"for in {elsewhere} when the study is run.")
+
     def weights(self, model):
         "Look whether they are here, where somebody only wants to see the plan."
         if not self.outline or model in self.known: return
         self.known.add(model)
-        if engine_name(self.study.engine or None) in (*FAKES, *APIS) or is_here(m := find_model(model)): return
+        try:
+            if engine_name(self.study.engine or None) in (*FAKES, *APIS) or is_here(m := find_model(model)): return
+        except UnknownNameError: return # said for each of its runs
         self.absent["weights", model] = (f"{model}: the weights of {m.hub_id or m.id} are not on this machine; they "
                                          "are fetched when the study is run.")
 
-    def run(self, model, preset, benchmark, twin):
+    def run(self, model, preset, benchmark, twin, n_shot):
         "The run, or an outline of it; raises what `plan_run` raises."
-        s, items = self.study, self.items(benchmark)
+        s, items, kept = replace(self.study, n_shot=n_shot), self.items(benchmark), self.kept | {"n_shot": n_shot}
         self.weights(model)
         gone = {k: self.absent[k] for k in (("weights", model), ("items", benchmark)) if k in self.absent}
         if gone:
             made = outline_run(s, model, preset, benchmark, items, twin, self.runs)
             if not self.outline: raise AbsentError(next(iter(gone.values())))
-            return Planned(made, model, preset, benchmark, s.allow_unsafe_code, None, twin, tuple(k for k, _ in gone))
-        try: made = plan_run(model, benchmark, preset, s.protocol, item_set=items, twin=twin, **self.kept)
+            gone = tuple(k for k, _ in gone)
+            return Planned(made, model, preset, benchmark, s.allow_unsafe_code, None, twin, gone, n_shot)
+        try: made = plan_run(model, benchmark, preset, s.protocol, item_set=items, twin=twin, **kept)
         except AbsentError as e:
             self.absent["weights", model] = str(e)
             raise
@@ -318,7 +336,7 @@ class _Finder:
         except AbsentError as e:
             if not self.outline: raise
             self.absent["judge", s.judge], jury, gone = str(e), None, {"judge": e}
-        return Planned(made, model, preset, benchmark, s.allow_unsafe_code, jury, twin, tuple(gone))
+        return Planned(made, model, preset, benchmark, s.allow_unsafe_code, jury, twin, tuple(gone), n_shot)
 
 # %% ../nbs/85_studies.ipynb #n9a6a17f
 _SAMPLING = ("answer_tok", "code_answer_tok", "thinking_tok", "temperature", "top_p", "top_k", "repetition_penalty",

@@ -65,10 +65,12 @@ class Prospect:
     enough: bool # May it be confirmed with that sample?
 
     @property
-    def verdict(self) -> str: # Such as "not testable: needs 4,300 items"
+    def verdict(self) -> str: # Such as "testable, finds 3.4 points", or "not testable: needs 4,300 items"
         "In a few words."
         if self.needs is not None and not self.enough: return f"not testable: needs {self.needs:,} items"
-        return "testable" if self.enough else "not testable: too few items"
+        if self.chance is not None: return f"testable, power {100 * self.chance:.0f} %"
+        if self.finds is None: return "not testable: too few items"
+        return f"{'testable' if self.enough else 'not testable: too few items'}, finds {self.shown(self.finds)}"
 
     @property
     def sentence(self) -> str: # One sentence

@@ -57,7 +57,7 @@ def test_edges_get_a_verdict(a, b, verdict):
     x = e.estimate
     assert -1 <= x.low <= x.value <= x.high <= 1 and 0 <= x.p_value <= 1 and x.n_items == len(a)
     assert e.testable == ("testable" not in e.verdict) and 0 <= e.power <= 1
-    if not e.testable: assert f"needs {e.needs} items" in e.verdict and (e.needs > len(a) or e.needs_margin < 0.06)
+    if not e.testable: assert f"needs {e.needs:,} items" in e.verdict and (e.needs > len(a) or e.needs_margin < 0.06)
     assert e.verdict in str(e) and e.verdict[1:] in e.sentence and e.latex_rows() and len(e.table()) == 1
 
 

@@ -190,8 +190,8 @@ def _judged(estimate, margin, plan, power, planned, off):
         needs = max(least, equivalence_items(_both((low * scale, high * scale)), power=power, **plan))
         shrunk = None if scale == 1 else min(-low, high) * scale
         more = "" if scale == 1 else f" and a margin of {shrunk:.2g}"
-        return result(f"not testable: needs {needs} items{more}", f"at the {which}, where less than the margin can be "
-                      f"{'lost' if which == 'floor' else 'gained'}, nothing could have differed", needs, shrunk)
+        return result(f"not testable: needs {needs:,} items{more}", f"at the {which}, where less than the margin can "
+                      f"be {'lost' if which == 'floor' else 'gained'}, nothing could have differed", needs, shrunk)
     if differs and not shown: return result("different", "there is a difference, and it may lie within the margin")
     if shown and (found >= power or not planned):
         gain = high == math.inf and estimate.value > 0
@@ -199,8 +199,8 @@ def _judged(estimate, margin, plan, power, planned, off):
         return result("equivalent" if high < math.inf else "not worse", f"the interval lies within the margin{small}")
     if found >= power: return result("inconclusive", "the interval holds 0 and goes beyond the margin")
     needs = equivalence_items(_both(margin), power=power, **plan)
-    return result(f"not testable: needs {needs} items",
-                  f"{n} items show equivalence with a chance of {100 * found:.0f} % only", needs)
+    return result(f"not testable: needs {needs:,} items",
+                  f"{n:,} items show equivalence with a chance of {100 * found:.0f} % only", needs)
 
 def _both(margin): return margin if margin[1] < math.inf else -margin[0]
 
@@ -270,7 +270,7 @@ def share_equivalence(
     elif found >= check_power(power): verdict, reason = "inconclusive", "the interval crosses a bound"
     else:
         needs = share_equivalence_items(low, high, assumed, power, alpha, method)
-        verdict = f"not testable: needs {needs} items"
-        reason = f"{n} items show it with a chance of {100 * found:.0f} % only"
+        verdict = f"not testable: needs {needs:,} items"
+        reason = f"{n:,} items show it with a chance of {100 * found:.0f} % only"
     return Equivalence(verdict=verdict, reason=reason, estimate=estimate, margin=(low, high), alpha=alpha, power=found,
                        needs=needs)

@@ -58,9 +58,7 @@ def _ends(right, n, size, level): # Wilson's, at as many labels as an unlimited 
     worth = n * (size - 1) / (size - n)
     return _wilson(right / n * worth, worth, level)
 
-def _wilson(right, n, level):
-    e = wilson(right, n, level)
-    return e.low, e.high
+def _wilson(right, n, level): return wilson(right, n, level).ends
 
 # %% ../../nbs/62_stats.labels.ipynb #c13
 def error_rates(

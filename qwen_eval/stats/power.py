@@ -215,11 +215,15 @@ class PowerPlan(Result):
     @property
     def sentence(self) -> str: # One sentence, two where there was a pilot
         "What a paper says of it."
-        said = f"A difference of {self.difference:.3g} is found with a power of {100 * self.power:.1f} % by " \
+        said = f"A difference of {self._shown(self.difference)} is found with a power of {100 * self.power:.1f} % by " \
                f"{self.n:,} {self.design.unit} (two-sided at {self.alpha:g}, {self.design.words})."
         if self.between is None: return said
-        low, high = (f"{x:,}" if self.asked == "units" else f"{x:.3g}" for x in self.between)
+        how = {"units": lambda x: f"{x:,}", "power": lambda x: f"{100 * x:.1f} %", "difference": self._shown}
+        low, high = map(how[self.asked], self.between)
         return f"{said} At the ends of the pilot's interval the {self.asked} would be {low} and {high}."
+
+    def _shown(self, x): # shares differ by points
+        return f"{100 * x:.3g} points" if isinstance(self.design, PairedBinary) else f"{x:.3g}"
 
 # %% ../../nbs/64_stats.power.ipynb #n22
 def plan_power(
