@@ -294,8 +294,8 @@ def _plainly(run, study, address, say):
     "The same without a notebook: None, or the failure."
     say(f"{run.model}, {run.label}: {run.benchmark}")
     how = {k: getattr(study, k) for k in ("limit", "variant", "seed", "allow_specimens", "allow_unsafe_code")}
-    how |= {"n_shot": run.n_shot, "judge": study.judge, "judge_tok": study.judge_tok, "twin": run.twin}
-    how |= {"stopping": run.plan.stopping}
+    how |= {"n_shot": run.n_shot, "judge": study.judge, "judge_tok": study.judge_tok, "twin": run.twin,
+            "stopping": run.plan.stopping}
     how |= {"engine": study.engine or None, "order_seed": study.seed or 0, "runs": run.plan.runs, **study.overrides}
     try: evaluate(run.model, run.benchmark, run.preset, study.protocol, engine_address=address, progress=False, **how)
     except QwenEvalError as e: return Missed(run, str(e), None, isinstance(e, EngineError) and e.retryable)

@@ -187,10 +187,9 @@ class Run(StoredRun):
         population: int | Literal["benchmark"] | None = None, # Where the claim is about these items only: how many
     ) -> Estimate: # With counts of what became of the answers
         "The estimate of a metric; raises `ConfigError` where it was not measured or too much is missing."
-        name, said = metric or self.metric, self.stopping
         if population == "benchmark": population = self.manifest["items"]["n"]
-        found = weigh(self.scores, name, level, max_error_rate, population)
-        if not said or said.get("not_applicable") or name not in metrics: return found
+        found = weigh(self.scores, name := metric or self.metric, level, max_error_rate, population)
+        if not (said := self.stopping) or said.get("not_applicable") or name not in metrics: return found
         if self.limit is not None and self.limit < said["n_items"]: return found # a beginning that no rule chose
         if why := plain_mean(m := metrics.get(name), self.scores.drop_duplicates("order").cluster.fillna("")):
             return replace(found, how=f"{found.how}; not made for items that a rule has chosen ({why})")
