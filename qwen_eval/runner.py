@@ -195,8 +195,6 @@ def run_study(
     kept = {"runs": p.runs[0].plan.runs}
     return StudyOutcome(p.study, tuple(result_rows(p)), tuple(failures), kept, tuple(difference_rows(p)))
 
-def _stored(p): return sum(min(r.n_done(), r.n_answers) for r in p.runs), sum(r.n_answers for r in p.runs)
-
 def _do(p, todo, pages, parallel, stream):
     "Do these groups, one after the other; what failed."
     if not todo:
@@ -222,6 +220,8 @@ def _todo(p):
     left = [g for group in p.groups() if (g := tuple(r for r in group if r.state() != "complete"))]
     files = [g[0].plan.located.path if g[0].plan.located else g[0].model for g in left]
     return [g for _, g in sorted(zip(map(files.index, files), left, strict=True), key=lambda pair: pair[0])]
+
+def _stored(p): return sum(min(r.n_done(), r.n_answers) for r in p.runs), sum(r.n_answers for r in p.runs)
 
 def _judging(runs):
     "A function: what judges have said of these runs so far, empty where there is none; read on from where it was."
