@@ -13,16 +13,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 import numpy as np
-from .common import common_values
+from .common import common_values, difference_of
 from .diffs import check_comparable
 from .errors import ConfigError, QwenEvalError
 from .metrics import in_words, metrics, scale
 from .records import Estimate
 from .runs import NOT_RESULTS, Run, benchmark_label, items_of, open_run, preset_label
-from .stats.clustered import clustered_difference
 from .stats.equivalence import Equivalence, equivalence, estimated_equivalence
 from .stats.multiple import Family, decide
-from .stats.paired import paired_difference
 from .stats.ranking import BestSet, best_set
 from .stats.results import Result, check_level
 
@@ -186,7 +184,7 @@ def _same_items(a, b):
 
 def _compared(a, b, metric, level, margin, names):
     common = common_values((a, b), metric)
-    m, d = common.metric, _difference(common, level)
+    m, d = common.metric, difference_of(common, level)
     test = None if margin is None else _equivalence(common, margin, a)
     sizes = [f"{n:,} items" + (f" x {k} epochs" if k > 1 else "") for n, k in common.sizes]
     odd = f"A has {sizes[0]}, B {sizes[1]}; compared is what both have" if sizes[0] != sizes[1] else ""
@@ -195,19 +193,6 @@ def _compared(a, b, metric, level, margin, names):
                       higher_is_better=m.higher_is_better)
 
 # %% ../nbs/75_comparisons.ipynb #n12b
-def _difference(common, level):
-    "The paired difference of two runs, by what their values are."
-    (x, y), m, items = common.values, common.metric, common.items
-    if common.clustered or x.shape[1] > 1:
-        d = clustered_difference(x, y, common.clusters, range=common.range, level=level, metric=m.id)
-    else:
-        kind = "bounded" if common.weighted else m.kind
-        d = paired_difference(x[:, 0], y[:, 0], items, items, kind, common.range, level, metric=m.id)
-    if not common.weighted: return d
-    width = m.range[1] - m.range[0]
-    return replace(d, low=max(d.low, -width), high=min(d.high, width), scale="number" if scale(m.id) else "points",
-                   how=f"{d.how}; items weighed as the metric does (linearised, Woodruff 1971)")
-
 def _equivalence(common, margin, run):
     "Two one-sided tests, with clusters and weights where there are any."
     (x, y), m = common.values, common.metric
@@ -217,7 +202,7 @@ def _equivalence(common, margin, run):
     how = {"chance": _chance(run, common), "range": m.range, "metric": _difference_in(m.id)}
     if not (common.clustered or common.weighted):
         return equivalence(*((x[:, 0], y[:, 0]) if x.shape[1] == 1 else (x, y)), margin, **how)
-    d = replace(_difference(common, 0.9), metric=how.pop("metric"))
+    d = replace(difference_of(common, 0.9), metric=how.pop("metric"))
     if d.se and d.df: return estimated_equivalence(d, float(common.values.mean()), margin, **how)
     at = np.unique(common.clusters, return_inverse=True)[1] # no spread between clusters: each counts as an item
     means = (np.bincount(at, v.mean(axis=1)) / np.bincount(at) for v in (x, y))

@@ -214,13 +214,14 @@ def name_points(
     points: Sequence[tuple[float, float]], # Data, shape (n_points, 2)
     names: Sequence[str], # Of the points, shape (n_points,)
     bars: Sequence[tuple[float, float, float, float]] = (), # x0, y0, x1, y1 of lines better not crossed, data
+    others: Sequence[tuple[float, float]] = (), # Points without a name that must not be covered, data
     size: float = 6.8, # Points
 ) -> list[str]: # What to list below: nothing where the names stand beside the points, else numbers and names
     "Label points with their names, or with numbers where names do not fit."
-    boxes = _named(ax, points, names, bars, size, (0, 5, 12, 22))
+    boxes = _named(ax, points, names, bars, others, size, (0, 5, 12, 22))
     if boxes is None:
         digits = [str(i + 1) for i in range(len(names))]
-        boxes = _named(ax, points, digits, bars, size, (0, 3, 8, 16, 28, 44, 64))
+        boxes = _named(ax, points, digits, bars, others, size, (0, 3, 8, 16, 28, 44, 64))
         if boxes is None: digits, boxes = [], []
     else: digits = None
     for text, (x, y), (left, low, _, _), far in boxes:
@@ -233,11 +234,12 @@ def name_points(
     return [f"{d} {n}" for d, n in zip(digits, names, strict=True)]
 
 # %% ../nbs/79_figure_layout.ipynb #s38
-def _named(ax, points, names, bars, size, distances):
+def _named(ax, points, names, bars, others, size, distances):
     "Text, point, offset box in pixels and whether it needs a line; None where a name finds no place."
     scale = ax.figure.dpi / 72
     at = ax.transData.transform(np.asarray(points, float).reshape(-1, 2))
-    frame, marks = ax.get_window_extent(), np.hstack([at - 3.4 * scale, at + 3.4 * scale])
+    frame, near = ax.get_window_extent(), ax.transData.transform(np.asarray([*points, *others], float).reshape(-1, 2))
+    marks = np.hstack([near - 3.4 * scale, near + 3.4 * scale])
     lines = np.array([[*ax.transData.transform(b[:2]), *ax.transData.transform(b[2:])] for b in bars]).reshape(-1, 4)
     taken, found = [], {}
     for i in sorted(range(len(names)), key=lambda i: (at[i][0], at[i][1])):

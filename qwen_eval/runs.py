@@ -12,7 +12,7 @@ import warnings
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from .errors import ConfigError, IntegrityError, QwenEvalError, UnknownNameError
 from .layout import fact_lines, line_width, shortened
 from .metering import add_up
@@ -173,9 +173,11 @@ class Run(StoredRun):
         metric: str | None = None, # A measured metric, `pass@k` or `pass^k`; None is the primary one
         level: float = 0.95, # Confidence level, fraction
         max_error_rate: float = 0.01, # Share of engine errors above which to refuse, fraction
+        population: int | Literal["benchmark"] | None = None, # Where the claim is about these items only: how many
     ) -> Estimate: # With counts of what became of the answers
         "The estimate of a metric; raises `ConfigError` where it was not measured or too much is missing."
-        return weigh(self.scores, metric or self.metric, level, max_error_rate)
+        if population == "benchmark": population = self.manifest["items"]["n"]
+        return weigh(self.scores, metric or self.metric, level, max_error_rate, population)
 
     def estimates(self) -> dict[str, Estimate]: # By metric, the primary one first
         "Estimates of all that was measured, side by side, whatever the share of engine errors."
