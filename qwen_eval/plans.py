@@ -127,8 +127,7 @@ def fingerprint(
         if p.end_thinking: how["end_thinking"] = {"thinking_tok": p.thinking_tok, "text": thinking_end(m)}
     lora = plan.located.adapter if plan.located else None
     on_top = {"adapter": lora.revision if lora else m.adapter} if m.adapter else {}
-    beside = {k: x for k, x in (("judge", plan.judge), ("twin", plan.twin)) if x}
-    return {"format": 1, **beside,
+    return {"format": 1, **{k: x for k, x in (("judge", plan.judge), ("twin", plan.twin)) if x},
             "model": {**on_top, "id": m.id, "hub_id": m.hub_id,
                       "revision": plan.located.revision if plan.located else m.revision,
                       "quantization": m.quantization, "template": template_hash(plan.tokenizer) if v.chat else ""},
