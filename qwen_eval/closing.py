@@ -209,8 +209,7 @@ def close_study(
     p = name if isinstance(name, StudyPlan) else plan(name)
     folder = Path(reports or report_folder(p))
     failures = tuple(failures) or tuple(stored_failures(p, folder))
-    stood = [r.run() for r in p.runs if r.preset == p.study.presets[0]] # one is enough beside others
-    report, decided = study_report(p, folder, failures, published_rows(filter(None, stood)))
+    report, decided = study_report(p, folder, failures)
     rows, steps = report.rows, difference_rows(p)
     if not rows: _clear(p, folder, failures)
     files = {"table": write_csv(rows, folder / "results.csv")} if rows else {}
