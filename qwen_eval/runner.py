@@ -241,8 +241,6 @@ def todo_rows(
              "n_left": r.n_left(), "may_stop_early": r.plan.stopping is not None, "run_id": r.path.name}
             for n, (k, r) in enumerate(((k, r) for k, g in enumerate(_todo(p, chosen(p.runs, only)), 1) for r in g), 1)]
 
-def _stored(p): return sum(min(r.n_done(), r.n_answers) for r in p.runs), sum(r.n_answers for r in p.runs)
-
 def _judging(runs):
     "A function: what judges have said of these runs so far, empty where there is none; read on from where it was."
     counts = {}
