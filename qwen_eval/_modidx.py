@@ -374,6 +374,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'qwen_eval.closing._not_run': ('closing.html#_not_run', 'qwen_eval/closing.py'),
                                    'qwen_eval.closing._pictures': ('closing.html#_pictures', 'qwen_eval/closing.py'),
                                    'qwen_eval.closing._plain': ('closing.html#_plain', 'qwen_eval/closing.py'),
+                                   'qwen_eval.closing._published': ('closing.html#_published', 'qwen_eval/closing.py'),
                                    'qwen_eval.closing._results': ('closing.html#_results', 'qwen_eval/closing.py'),
                                    'qwen_eval.closing._written': ('closing.html#_written', 'qwen_eval/closing.py'),
                                    'qwen_eval.closing.close_study': ('closing.html#close_study', 'qwen_eval/closing.py'),

@@ -28,7 +28,7 @@ from .notebook_commands import PASSED_ON, notebook_
 from .published_commands import published_, replicate_
 from .quality_commands import quality_
 from .run_commands import runs
-from .study_commands import finish, study
+from .study_commands import finish, study, study_report
 
 # %% ../nbs/90_cli.ipynb #c04
 app = typer.Typer(cls=Edge, **LOOK)
@@ -281,6 +281,7 @@ app.command("conformance")(conformance_)
 
 # %% ../nbs/90_cli.ipynb #n19
 app.add_typer(study, name="study")
+app.command("report")(study_report)
 app.add_typer(runs, name="runs")
 app.add_typer(cache, name="cache")
 app.command("audit")(audit_command)

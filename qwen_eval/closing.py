@@ -143,7 +143,6 @@ def study_report(
     plan: StudyPlan, # A plan, done or not
     folder: Path, # Of the study's files
     failures: Sequence[Failure] = (), # What went wrong
-    published: Sequence[dict[str, Any]] = (), # Rows beside what others published, see `StudyReport`
 ) -> tuple[StudyReport, Decisions]: # Without figures and files
     "Everything that is said about a study, from what is stored."
     s, rows, d, best = plan.study, result_rows(plan), decide(plan), best_of_study(plan)
@@ -155,13 +154,17 @@ def study_report(
         title=f"Study {s.id}", lead=without_paths(lead(plan)), rows=rows, best=best.runs, best_how=best.how,
         estimates=estimate_rows(plan, rows), decisions=without_paths(d.rows()), decided=said,
         comparisons=without_paths(d.exploratory_rows()), differences=difference_text(difference_rows(plan)),
-        published=published, methods=methods_paragraph(rows, said, best.how, s.early, s.seed or 0),
+        published=_published(plan), methods=methods_paragraph(rows, said, best.how, s.early, s.seed or 0),
         checklist=checklist(rows, said, s.early), runs=[facts(m) for m in manifests],
         failures=without_paths([f"{f.where}: {f.message}" for f in failures]), notes=without_paths(notes),
         environment=environments(manifests), study=without_paths(_plain(s)),
         command=f"qwen-eval study run {s.id}", **_written(plan, folder)), d
 
 def _plain(study): return {f.name: getattr(study, f.name) for f in fields(study)}
+
+def _published(plan): # a preset changes no score, so one of them stands beside those of others
+    first = [r.run() for r in plan.runs if r.preset == plan.study.presets[0] and not r.twin]
+    return without_paths(published_rows([run for run in first if run is not None and run.scored]))
 
 def _not_run(plan, rows):
     there = {r["run_id"] for r in rows}
@@ -206,8 +209,7 @@ def close_study(
     p = name if isinstance(name, StudyPlan) else plan(name)
     folder = Path(reports or report_folder(p))
     failures = tuple(failures) or tuple(stored_failures(p, folder))
-    stood = [r.run() for r in p.runs if r.preset == p.study.presets[0]] # one is enough beside others
-    report, decided = study_report(p, folder, failures, published_rows(filter(None, stood)))
+    report, decided = study_report(p, folder, failures)
     rows, steps = report.rows, difference_rows(p)
     if not rows: _clear(p, folder, failures)
     files = {"table": write_csv(rows, folder / "results.csv")} if rows else {}

@@ -155,8 +155,7 @@ def tables_tex(
         made.append(text_table(comparison_table(report), "tab:exploratory", ("why",), title="Differences."))
     if report.published:
         wide = {"verdict": "4cm", "note": "3cm", "source": "2cm"}
-        made.append(text_table(published_table(report), "tab:published", (), wide,
-                               "Beside published scores."))
+        made.append(text_table(published_table(report), "tab:published", (), wide, "Beside published scores."))
     return "\n".join(made)
 
 def _comment(text): return " ".join(tex(text).split())
