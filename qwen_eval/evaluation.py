@@ -86,8 +86,7 @@ def _ask(plan, engine, start_s, writer, missing, progress, beside=None, begun=No
             if not progress: continue
             bar.set_postfix(tok=session.now["n_output_tok"], refresh=False)
             bar.update()
-        left = len(out.unanswered(todo) if out else todo)
-        if left: raise EngineError(f"The engine left {left} requests unanswered.", retryable=True)
+        if n := len(out.owed(todo) if out else todo): raise EngineError(f"Engine left {n} requests unanswered.", True)
         session.interim = None
     except (KeyboardInterrupt, EngineError) as e:
         kept = (f"{session.n_done} of {session.n_wanted} answers of run {plan.path.name} are stored; "

@@ -199,7 +199,7 @@ class Lookout:
                 yield r
         finally: getattr(source, "close", lambda: None)()
 
-    def unanswered(
+    def owed(
         self,
         left: set[tuple[str, int]], # Keys without an answer
     ) -> set[tuple[str, int]]: # Those of them that were asked, or all where the rule is not met

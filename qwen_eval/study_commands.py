@@ -93,6 +93,7 @@ def study_run(name: StudyName, only: OnlyRuns = None, dry_run: DryRunFlag = Fals
         say(todo_rows(name, only or ()), lambda rows: table(rows, columns) if rows else none, as_json)
     else: finish(run_study(name, only=only or (), retries=retries, by=executor, parallel=parallel), as_json)
 
+# %% ../nbs/89_study_commands.ipynb #n28
 @study.command("report")
 def study_report(name: StudyName, as_json: JsonFlag = False):
     """Decide and report again from what is stored, without an engine: HTML, PDF, Markdown, LaTeX, JSON.
@@ -120,5 +121,4 @@ def study_status(name: StudyName, as_json: JsonFlag = False):
              for row, live in zip(status_rows(planned), LiveRows(planned.runs).rows(), strict=True)]
     for row in found: row["state"] = "partial" if row["state"] in ("asking", "scoring") else row["state"]
     shown = ("model", "preset", "benchmark", "n_items", "n_done", "state", "estimate")
-    columns = {k: k.replace("_", " ") for k in shown}
-    say(found, lambda rows: table(rows, columns), as_json)
+    say(found, lambda rows: table(rows, {k: k.replace("_", " ") for k in shown}), as_json)

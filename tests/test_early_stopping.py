@@ -274,3 +274,23 @@ def test_one_look_at_a_time_and_all_at_once_agree():
             out.look()
         met.add((out.met, json.dumps(out.record())))
     assert len(met) == 1 and 0 < next(iter(met))[0] < 900
+
+
+def test_a_study_gives_its_runs_their_rules_and_a_stopped_one_is_complete(lab):
+    import io
+
+    from qwen_eval.runner import run_study, todo_rows
+    from qwen_eval.studies import Study, plan, status_rows
+    study = Study(id="early", models=("smollm2_135m",), benchmarks=("sums",), presets=("balanced", "performance"),
+                  answer_tok=17, engine="fake", early=True, half_width=0.08,
+                  hypotheses="balanced > performance on sums")
+    first, second = plan(study, lab / "runs").runs
+    assert first.plan.stopping.half_width == 0.08 and not first.plan.stopping.pairs
+    [pair_] = second.plan.stopping.pairs
+    assert (pair_.reference, pair_.sign, pair_.kind) == (first.path.name, -1, "superior")
+    outcome = run_study(study, runs=lab / "runs", notebooks=False, stream=io.StringIO())
+    assert not outcome.failures and [r["state"] for r in status_rows(plan(study, lab / "runs"))] == ["complete"] * 2
+    assert all(r.stopped() and not r.n_left() for r in plan(study, lab / "runs").runs)
+    assert not todo_rows(study, runs=lab / "runs")
+    wants_all = replace(study, early=False)
+    assert len(todo_rows(wants_all, runs=lab / "runs")) == 2
