@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_comparisons import ran, with_values
+from typer.testing import CliRunner
 
+from qwen_eval.cli import app
 from qwen_eval.contrasts import at_place, contrast_models, is_twin, latex_rows, select_runs, shown, size_rows
 from qwen_eval.errors import ConfigError, UnknownNameError
 from qwen_eval.hypotheses import parse_hypotheses
@@ -287,7 +289,7 @@ def test_texts_become_what_the_notebook_means():
     given = {"models": "a, b", "margin": "0.01", "evaluate": "yes", "limit": "5", "overrides": '{"answer_tok": 64}',
              "runs": "none", "study": "demo"}
     assert parameter_values(t, given) == {"models": ["a", "b"], "margin": 0.01, "evaluate": True, "limit": 5,
-                                          "overrides": {"answer_tok": 64}, "runs": "none", "study": "demo"}
+                                          "overrides": {"answer_tok": 64}, "runs": None, "study": "demo"}
     assert parameter_values(t, {"models": ["x"], "limit": None}) == {"models": ["x"], "limit": None}
 
 
@@ -340,9 +342,9 @@ def test_the_command_names_what_is_wrong(lab):
     failed = command(str(own), "-p", "n", "0", "--out", str(lab / "failed.ipynb"))
     assert failed.returncode == 1 and "ZeroDivisionError" in failed.stderr and "failed.ipynb" in failed.stderr
     assert "ZeroDivisionError" in (lab / "failed.ipynb").read_text() and "Traceback" not in failed.stderr
-    listed = command()
-    assert "compare_presets" in listed.stdout and listed.returncode == 0
-    told = command("compare_presets", "--parameters", "--json")
+    asked = ([], ["compare_presets", "--parameters", "--json"])
+    listed, told = (CliRunner().invoke(app, ["notebook", *words]) for words in asked)
+    assert "compare_presets" in listed.stdout and listed.exit_code == 0
     assert {"parameter": "margin", "default": 0.02, "note": "largest difference that does not matter"} in json.loads(
         told.stdout)
 
