@@ -88,7 +88,8 @@ def _typed(frame, table):
 def _told(run):
     f = run.manifest["fingerprint"]
     return {"run_id": run.id, "model": f["model"]["id"], "preset": preset_label(run.manifest),
-            "twin": _twin(run.manifest), "benchmark": benchmark_label(run.manifest), "variant": f["benchmark"]["variant"]}
+            "twin": _twin(run.manifest), "benchmark": benchmark_label(run.manifest),
+            "variant": f["benchmark"]["variant"]}
 
 def _twin(manifest): return bool(manifest["fingerprint"].get("twin"))
 
