@@ -18,14 +18,15 @@ import numpy as np
 from .errors import ConfigError
 from .metrics import in_words, metrics
 from .records import COUNTED, STATUSES
-from .runs import Run, benchmark_label, list_runs, summary
+from .runs import Run, benchmark_label, list_runs, preset_label, summary
 from .scores import read_scores
 from .settings import settings
 from .stats.intervals import estimate
 from .weighing import measured, weigh
 
 # %% ../nbs/72_tables.ipynb #t02
-_TOLD = {"run_id": "text; folder of the run", "model": "text; id of the model", "preset": "text; id of the preset",
+_TOLD = {"run_id": "text; folder of the run", "model": "text; id of the model",
+         "preset": "text; id of the preset, with (A/A) where it is a twin",
          "twin": "flag; repeats its preset in another batch order, to show the noise floor (A/A)",
          "benchmark": "text; id of the benchmark, with its judge where there is one",
          "variant": "text; in which way the items were asked"}
@@ -86,8 +87,9 @@ def _typed(frame, table):
 
 def _told(run):
     f = run.manifest["fingerprint"]
-    return {"run_id": run.id, "model": f["model"]["id"], "preset": f["preset"]["id"], "twin": _twin(run.manifest),
-            "benchmark": benchmark_label(run.manifest), "variant": f["benchmark"]["variant"]}
+    return {"run_id": run.id, "model": f["model"]["id"], "preset": preset_label(run.manifest),
+            "twin": _twin(run.manifest), "benchmark": benchmark_label(run.manifest),
+            "variant": f["benchmark"]["variant"]}
 
 def _twin(manifest): return bool(manifest["fingerprint"].get("twin"))
 
