@@ -25,6 +25,7 @@ from .errors import ConfigError
 from .layout import line_width
 from .audit_commands import audit_command, contamination_command
 from .notebook_commands import PASSED_ON, notebook_
+from .published_commands import published_, replicate_
 from .quality_commands import quality_
 from .run_commands import runs
 from .study_commands import finish, study
@@ -287,6 +288,8 @@ app.command("bench")(bench_command)
 app.command("coverage")(coverage_)
 app.command("notebook", context_settings=PASSED_ON)(notebook_)
 app.command("contamination")(contamination_command)
+app.command("published")(published_)
+app.command("replicate")(replicate_)
 
 # %% ../nbs/90_cli.ipynb #c20
 def main() -> None:

@@ -202,10 +202,12 @@ def _remembering(plan, engine, stack): # where the cache of answers is on
 def standing(
     plan: Plan, # What is to be asked
     engine: str | Engine | None, # A name, or an engine that runs; None is that of the settings
-) -> Iterator[str | Engine | None]: # One that runs, where it is behind an API and a large new run is planned
+    address: str | Path | None = None, # Of an engine process that runs already
+) -> Iterator[str | Engine | None]: # One that runs, where it is behind an API or an address, and the run large and new
     "Open what costs nothing to open, so that prompts can be built while it is asked."
-    behind = plan.server is not None and not (plan.judge or plan.variant.judge) and _is_large(plan)
-    with _opened(plan, engine, None, 0) if behind else contextlib.nullcontext(engine) as found: yield found
+    there = plan.server is not None or (address is not None and not hasattr(engine, "run"))
+    large = not (plan.judge or plan.variant.judge or plan.variant.follow_up) and _is_large(plan)
+    with _opened(plan, engine, address, 0) if there and large else contextlib.nullcontext(engine) as found: yield found
 
 # %% ../nbs/70_opening.ipynb #c24
 def afresh(

@@ -67,6 +67,7 @@ class Plan:
     asked: dict[str, Any] # Arguments as given
     judge: dict[str, Any] | None = None # Who judges the answers, where that is decided; part of the fingerprint
     server: dict[str, Any] | None = None # Arguments of an engine behind an API; None for others
+    stopping: Any = None # The `stopping.Rule` by which it may end early; None: all items are asked
     twin: bool = False # Is it the A/A twin of a run: the same items, asked in another order?
 
     @property

@@ -9,6 +9,7 @@ __all__ = ['NOT_RESULTS', 'items_of', 'StoredRun', 'preset_label', 'benchmark_la
 # %% ../nbs/70_runs.ipynb #c02
 import math
 import warnings
+from dataclasses import replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -16,10 +17,12 @@ from typing import Any, Literal
 from .errors import ConfigError, IntegrityError, QwenEvalError, UnknownNameError
 from .layout import fact_lines, line_width, shortened
 from .metering import add_up
+from .metrics import metrics
 from .prompts import letter_order
 from .records import COUNTED, STATUSES, Completion, Estimate
 from .scores import read_scores
 from .weighing import measured, truncation_bounds, weigh
+from .stopping import anytime, plain_mean
 from .settings import expand, settings
 from .store import by_key, read_completions, read_manifest
 
@@ -70,7 +73,15 @@ class StoredRun:
         self,
         path: Path, # The run's folder
         limit: int | None = None, # Items in view, counted along the seeded order; None is all that were asked
-    ): self.path, self.limit, self.manifest = Path(path), limit, read_manifest(path)
+    ):
+        self.path, self.manifest = Path(path), read_manifest(path)
+        n = self.stopping["n_items"] if self.stopping.get("stopped") else None
+        self.limit = min((x for x in (limit, n) if x is not None), default=None)
+
+    @property
+    def stopping(self) -> dict[str, Any]: # As `stopping.Lookout.record` makes it; empty where it was asked without
+        "What became of the rule under which it was asked."
+        return self.manifest.get("stopping") or {}
 
     @property
     def id(self) -> str: # Name of the folder
@@ -177,7 +188,12 @@ class Run(StoredRun):
     ) -> Estimate: # With counts of what became of the answers
         "The estimate of a metric; raises `ConfigError` where it was not measured or too much is missing."
         if population == "benchmark": population = self.manifest["items"]["n"]
-        return weigh(self.scores, metric or self.metric, level, max_error_rate, population)
+        found = weigh(self.scores, name := metric or self.metric, level, max_error_rate, population)
+        if not (said := self.stopping) or said.get("not_applicable") or name not in metrics: return found
+        if self.limit is not None and self.limit < said["n_items"]: return found # a beginning that no rule chose
+        if why := plain_mean(m := metrics.get(name), self.scores.drop_duplicates("order").cluster.fillna("")):
+            return replace(found, how=f"{found.how}; not made for items that a rule has chosen ({why})")
+        return anytime(found, self.scores, m, said)
 
     def estimates(self) -> dict[str, Estimate]: # By metric, the primary one first
         "Estimates of all that was measured, side by side, whatever the share of engine errors."
@@ -258,7 +274,7 @@ def describe(
     s, value, cut, speed = summary(run), "none", "0", "nothing generated"
     no_result = {*NOT_RESULTS} & {*run.manifest["marks"]}
     marks = s["marks"].upper() + (": not a result of the benchmark" if no_result else "")
-    early = "" if s["complete"] else "INCOMPLETE: what finishes early is over-represented"
+    early = run.stopping.get("sentence", "") if s["complete"] else "INCOMPLETE: what finishes early is over-represented"
     loud = "; ".join(filter(None, (marks, early, s["note"])))
     if s["n_items"]: value = f"{s['value']:.3f} [{s['low']:.3f}, {s['high']:.3f}] ({s['level']:.0%}, {s['method']})"
     bounds = f" (score if wrong {s['if_truncated_wrong']:.3f}, if right {s['if_truncated_right']:.3f})"

@@ -262,7 +262,8 @@ def _load_file(benchmark, path, kind, known, settings):
         raise error(f"{path} cannot be read ({e.strerror}); it should hold rows of {benchmark.id}.") from None
     files = known.get("files", {}) if kind != "specimen" else {}
     is_known = check_bytes(path, path.name, data, files)
-    key = is_known and (repr(benchmark), kind, path.name, sha256(data))
+    kept = is_known or (kind == "file" and not benchmark.own) # whose rows are read by code of ours alone
+    key = kept and (repr(benchmark), kind, path.name, sha256(data), str(settings.cache))
     if found := _LOADED.get(key): return found
     try:
         table = (scan_rows if benchmark.own and not known else read_rows)(path, data)
@@ -270,7 +271,7 @@ def _load_file(benchmark, path, kind, known, settings):
         source = f"{'file' if kind == 'custom' else kind}:{path.name}"
         found = _settle(benchmark, table, kind, source, str(path), known, settings)
         while len(_LOADED) > 3: _LOADED.pop(next(iter(_LOADED)), None)
-        return _LOADED.setdefault(key, found) if found.verified == "verified" and is_known else found
+        return _LOADED.setdefault(key, found) if kept and (found.verified == "verified" or not is_known) else found
     except IntegrityError as e:
         if path.name not in files: raise
         expected = files[path.name]["sha256"]
