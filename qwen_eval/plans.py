@@ -307,8 +307,7 @@ def plan_run(
     b, ps, folder = find_benchmark(benchmark), find_preset(preset), _check_wish(limit, runs, system)
     name, v = _way(b, variant, p, m, api)
     p, own = prescribed(p, v, _given(overrides))
-    system = m.system if system is None and v.chat else system
-    check_protocol(p, m, v.mode, answer=v.answer)
+    p, system = check_protocol(p, m, v.mode, answer=v.answer), m.system if system is None and v.chat else system
     item_set = item_set or load(b, source, data_file, allow_specimens=allow_specimens)
     located, tok, m = _located(m, ps, engine, tokenizer, api)
     p = check_protocol(vendor_protocol(p, m, generation_config(located) if located else {}), m, v.mode, answer=v.answer)

@@ -21,10 +21,10 @@ from .engines.all import APIS
 from .errors import AbsentError, ConfigError, QwenEvalError, UnknownNameError
 from .hypotheses import Hypothesis, Way, parse_hypotheses
 from .ordering import with_rules
+from .outlines import outline_run
 from .plans import FAKES, Plan, engine_name, plan_run
 from .judging import Jury, with_jury
 from .models import model as find_model
-from .outlines import outline_run
 from .runs import Run
 from .sandbox import available
 from .scores import read_scores, settled

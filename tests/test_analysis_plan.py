@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import qwen_eval.evaluation as evaluation
 import qwen_eval.opening as opening
 import qwen_eval.runner as runner
+import qwen_eval.testable as testable
 from qwen_eval.analysis_plan import departures, plan_document, read_analysis_plan, write_analysis_plan
 from qwen_eval.cli import app
 from qwen_eval.comparisons import compare_runs
@@ -21,6 +22,7 @@ from qwen_eval.expected import measured_speeds
 from qwen_eval.planning import n_items_of
 from qwen_eval.runner import run_study
 from qwen_eval.settings import read_settings
+from qwen_eval.stats.power import PairedBinary
 from qwen_eval.studies import Study, plan, study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -172,16 +174,25 @@ def test_times_come_from_measured_runs_only(lab):
     assert plan_document(plan(replace(SMALL, presets=("balanced",), budget_h=9)))["budget"]["fits"] is True
 
 
-def test_a_pilot_tells_how_much_two_sides_disagree(lab):
+def test_a_pilot_tells_how_much_two_sides_disagree(lab, monkeypatch):
     items = "".join(json.dumps({"question": f"{i} + {i}?", "answer": str(2 * i)}) + "\n" for i in range(40))
     (lab / "own.jsonl").write_text(items)
     with open(lab / "settings.ini", "a") as f:
         f.write("\n[benchmark.own]\nkind = math\npath = own.jsonl\nquestion = question\nanswer = answer\n")
     s = replace(SMALL, benchmarks=("own",), limit=None, hypotheses="balanced = performance within 0.1 on own")
-    assert plan_document(plan(s))["hypotheses"][0]["pilot"] is None
-    for preset in s.presets: evaluate("smollm2_135m", "own", preset, **FAKE)
-    [h] = plan_document(plan(replace(s, limit=40)))["hypotheses"]
-    assert h["pilot"] is None or len(h["pilot"]) == 2 # two runs that never disagree are no pilot
+    [unknown] = plan_document(plan(s))["hypotheses"]
+    assert unknown["pilot"] is None and not unknown["enough"] and unknown["needs"] > 40
+    made = [evaluate("smollm2_135m", "own", preset, **FAKE) for preset in s.presets]
+    evaluate("smollm2_135m", "own", twin=True, **FAKE)
+    asked = []
+
+    def shown(a, b, metric):
+        asked.append((a.id, b.id))
+        return PairedBinary(discordance=0.01), "exact_match"
+    monkeypatch.setattr(testable, "pilot_design", shown)
+    [known] = plan_document(plan(s))["hypotheses"]
+    assert asked == [tuple(r.id for r in made)] == [tuple(known["pilot"])]
+    assert known["needs"] < unknown["needs"] and "as the pilot shows" in known["sentence"]
 
 
 def test_the_twin_asks_the_same_items_in_another_order(lab, monkeypatch):
