@@ -11,6 +11,7 @@ import time
 import warnings
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -620,7 +621,7 @@ def test_a_notebook_starts_before_the_last_has_ended_and_waits_for_its_turn(lab,
     outcome = run_study(study, stream=io.StringIO())
     assert not outcome.failures and len(outcome.rows) == 3
     at = {what: i for i, what in enumerate(log)}
-    for a, b in zip(order, order[1:], strict=False):
+    for a, b in pairwise(order):
         assert at["starts", a] < at["starts", b] < at["ends", a]
 
 
