@@ -2,8 +2,8 @@
 
 Writes runs in the schema of the store (manifests of one real run of the demonstration results, scores drawn at random
 and written by `write_scores`), then asks questions of `qwen_eval.tables.query`, each in a process of its own and
-three times: the first includes opening every file, the later ones find the system's file cache warm. The bound holds
-for the first as well: 1 s for whatever asks `items` alone.
+three times: the first includes opening every file, the later ones find the system's file cache warm. The bound of
+1 s, for questions that filter and aggregate `items`, holds for the first as well.
 """
 import argparse
 import json
@@ -26,11 +26,11 @@ QUESTIONS = {
         "select model, quantile_cont(latency_s, 0.95) from items where status = ? group by all", ["scored"]),
     "items: hardest, over all runs": (
         "select item_id, avg(value) as share from items group by all order by share limit 20", []),
+}
+BESIDE = { # a join of all items with themselves, and what the statistics make
     "items: pairs of two models": (
         "select count(*) filter (a.value > b.value), count(*) filter (a.value < b.value) from items a join items b "
         "using (item_id, epoch, preset) where a.model = ? and b.model = ?", ["model 0", "model 1"]),
-}
-BESIDE = {
     "runs: primary estimates (made by the statistics)": ("select benchmark, model, value, low, high from runs", []),
     "estimates: every metric and part": ("select part, count(*) from estimates group by all", []),
 }

@@ -59,10 +59,10 @@ def sequential_rule(
     half_width: float | None, # Target of intervals, fraction
 ) -> str: # Two sentences
     "When a study that may stop early stops."
-    tests = (f"Each of the {n_family} hypotheses has alpha/{n_family} = {alpha / n_family:.3g} of the level and is "
-             "tested after every window of answers by a beta-binomial e-process on its discordant pairs; it is "
-             f"decided once the e-value reaches {n_family / alpha:.4g}; runs that no open hypothesis needs stop. "
-             if n_family else "")
+    tests = (f"Each of the {n_family} hypotheses has alpha/{n_family} = {alpha / n_family:.3g} of the level. The later "
+             "run of its two is asked, along the seeded order, until the test is decided: a difference once the "
+             f"e-value over the discordant pairs reaches {n_family / alpha:.4g}, a margin once the confidence sequence "
+             "of the difference lies within it. " if n_family else "")
     width = (f"A run stops once its 95 % confidence sequence is no wider than {200 * half_width:.3g} points."
              if half_width else "")
     return (tests + width).strip() or "Nothing names a test or a width at which to stop, so all items are asked."

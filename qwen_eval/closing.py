@@ -8,13 +8,15 @@ __all__ = ['Failure', 'StudyOutcome', 'outcome_text', 'stored_failures', 'report
 
 # %% ../nbs/87_closing.ipynb #c02
 import csv
+import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 from . import errors
+from .analysis_plan import departures, read_analysis_plan
 from .comparison_figures import differences_alt, differences_figure
 from .deciding import Decisions, best_of_study, decide
 from .documents import COLUMNS, STEP_COLUMNS, Picture, StudyReport, alt_text, shown
@@ -25,6 +27,7 @@ from .latex import write_latex
 from .layout import column_widths, table_lines, wrapped
 from .markdown import write_markdown
 from .methods import checklist, methods_paragraph
+from .published import published_rows
 from .reports import write_report
 from .results_file import write_results
 from .settings import settings
@@ -111,6 +114,7 @@ def stored_failures(
     "What went wrong when the study was run last."
     found = []
     for r in plan.runs:
+        if r.absent: continue
         page = folder / "notebooks" / f"{r.path.name}.ipynb"
         if page.exists() and (said := _error_in(page)) and r.state() != "complete": found.append(Failure(r, said, page))
     return found
@@ -157,19 +161,23 @@ def study_report(
         environment=environments(manifests), study=without_paths(_plain(s)),
         command=f"qwen-eval study run {s.id}", **_written(plan, folder)), d
 
-def _plain(study):
-    import msgspec
-    return msgspec.to_builtins(study)
+def _plain(study): return {f.name: getattr(study, f.name) for f in fields(study)}
 
 def _not_run(plan, rows):
     there = {r["run_id"] for r in rows}
-    lost = [f"{r.model}, {r.preset}, {r.benchmark}" for r in plan.runs if r.path.name not in there]
+    lost = [f"{r.model}, {r.label}, {r.benchmark}" for r in plan.runs if r.absent or r.path.name not in there]
     more = f", and {len(lost) - 8} more" if len(lost) > 8 else ""
     return [f"Not run yet, {len(lost)} of {len(plan.runs)} runs: {'; '.join(lost[:8])}{more}."] if lost else []
 
 def _written(plan, folder):
     "Where the analysis plan was written, and where the study leaves it."
-    return {}
+    file, kept, found = folder / "plan.json", read_analysis_plan(folder), {"departures": departures(folder, plan)}
+    if kept is None: return found
+    last = kept["versions"][-1]
+    when = f"{last['n_answers']:,} answers stored" if last["n_answers"] else "nothing asked yet"
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return {**found, "plan_digest": digest, "files": {"plan": folder / "plan.md"},
+            "planned": f"Version {last['version']} of the analysis plan was written {last['written'][:16]}: {when}."}
 
 # %% ../nbs/87_closing.ipynb #n33b37e7
 def write_documents(
@@ -198,7 +206,8 @@ def close_study(
     p = name if isinstance(name, StudyPlan) else plan(name)
     folder = Path(reports or report_folder(p))
     failures = tuple(failures) or tuple(stored_failures(p, folder))
-    report, decided = study_report(p, folder, failures)
+    stood = [r.run() for r in p.runs if r.preset == p.study.presets[0]] # one is enough beside others
+    report, decided = study_report(p, folder, failures, published_rows(filter(None, stood)))
     rows, steps = report.rows, difference_rows(p)
     if not rows: _clear(p, folder, failures)
     files = {"table": write_csv(rows, folder / "results.csv")} if rows else {}
@@ -206,7 +215,8 @@ def close_study(
     pictures = _pictures(report, decided, folder, p.study.seed or 0) if rows else {}
     files |= {name: picture.files["pdf"] for name, picture in pictures.items()}
     kept = {k: f for k, f in (("notebooks", folder / "notebooks"), ("runs", p.runs[0].plan.runs)) if f.exists()}
-    files = write_documents(replace(report, pictures=list(pictures.values()), files=files | kept), folder)
+    report = replace(report, pictures=list(pictures.values()), files={**report.files, **files, **kept})
+    files = write_documents(report, folder)
     return StudyOutcome(p.study, tuple(rows), failures, files, tuple(steps), decided)
 
 # %% ../nbs/87_closing.ipynb #ne8acaae

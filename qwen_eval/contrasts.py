@@ -6,7 +6,7 @@
 __all__ = ['is_twin', 'select_runs', 'demo_runs', 'place', 'at_place', 'marks_of', 'Contrast', 'Contrasts', 'contrast_models',
            'shown', 'latex_rows', 'size_rows', 'chance_of']
 
-# %% ../nbs/76_contrasts.ipynb #n4bb299f
+# %% ../nbs/76_contrasts.ipynb #n19464b2
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from .comparisons import Comparison, compare_runs, objections
 from .errors import ConfigError, QwenEvalError
 from .metrics import metrics, scale
 from .models import models as known_models
-from .runs import NOT_RESULTS, Run, items_of, list_runs, open_run
+from .runs import Run, items_of, list_runs, open_run
 from .settings import settings
 from .stats.multiple import adjust
 from .stats.results import Result, check_level
@@ -80,7 +80,7 @@ def at_place(
                               "runs that are meant by their ids.")
     return found
 
-# %% ../nbs/76_contrasts.ipynb #n6c26e17
+# %% ../nbs/76_contrasts.ipynb #nb787d63
 def _id_of(name): # of a registered model, its own id; other names as they are
     registry = known_models()
     return registry.get(name).id if name in registry else name
@@ -95,12 +95,13 @@ def _there(folder):
     names = zip(*(place(r) for r in list_runs(folder)), strict=True)
     said = [f"{what}: {', '.join(dict.fromkeys(x))}" for what, x in zip(("models", "presets", "benchmarks"), names,
                                                                        strict=False)]
-    return f"it holds {'; '.join(said)}." if said else "it holds no runs. Evaluate something first (qwen-eval run)."
+    return f"it holds {'; '.join(said)}." if said else "it holds no runs. Evaluate something first (qwen-eval run), " \
+        "or look at the committed results (runs demo)."
 
 def marks_of(runs): # what must be said beside every number of these
     return tuple(dict.fromkeys(m for r in runs for m in r.manifest["marks"]))
 
-# %% ../nbs/76_contrasts.ipynb #nbc7101b
+# %% ../nbs/76_contrasts.ipynb #n920427c
 @dataclass(frozen=True)
 class Contrast:
     "One comparison, planned or not."
@@ -113,6 +114,7 @@ class Contrast:
     adjusted: float | None = None # Within its family
     verdict: str = "" # In a word
     why: str = "" # In more words
+    marks: tuple[str, ...] = () # What must be said beside
 
     def row(self) -> dict[str, Any]: # With the keys that figures of differences read
         "The contrast as plain values."
@@ -126,7 +128,7 @@ class Contrast:
                 "metric": c.difference.metric if c else None, **scores, **kept, "p_value": self.p_value,
                 "adjusted": self.adjusted, "planned": h.text if h is not None else "",
                 "margin": getattr(h, "margin", None), "verdict": self.verdict, "note": self.why,
-                "marks": ", ".join(x for x in c.objections if x.startswith(NOT_RESULTS)) if c else ""}
+                "marks": ", ".join(self.marks)}
 
 # %% ../nbs/76_contrasts.ipynb #n12b10a1
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ class Contrasts(Result):
 
     def latex_rows(self): return latex_rows(self.rows())
 
-# %% ../nbs/76_contrasts.ipynb #n7063d8c
+# %% ../nbs/76_contrasts.ipynb #n2c7cd36
 def contrast_models(
     runs: Sequence[Run], # Of two models or more
     hypotheses: Sequence[Any] = (), # `Hypothesis` each, as `parse_hypotheses` makes them: the family
@@ -181,19 +183,21 @@ def contrast_models(
     return Contrasts(tuple(planned), tuple(rest), alpha)
 
 def _explored(a, b, x, y, level, margin):
+    made = {"a": x[:2], "b": y[:2], "benchmark": x[2], "marks": marks_of((a, b))}
     try: c = compare_runs(a, b, level=level, margin=margin)
-    except ConfigError as e: return Contrast(None, x[:2], y[:2], x[2], verdict="not comparable", why=str(e))
+    except ConfigError as e: return Contrast(None, **made, verdict="not comparable", why=str(e))
     why = "; ".join(c.objections)
     same = c.equivalence.verdict.partition(":")[0] if c.equivalence else ""
-    return Contrast(c, x[:2], y[:2], x[2], p_value=c.difference.p_value, why=why,
+    return Contrast(c, **made, p_value=c.difference.p_value, why=why,
                     verdict="no winner" if c.objections else same if same == "equivalent" else "exploratory")
 
-# %% ../nbs/76_contrasts.ipynb #nba9fcbe
+# %% ../nbs/76_contrasts.ipynb #n8ceef73
 def _planned(h, found, level):
     "The contrast of a hypothesis, with the p-value of its test."
     made = {"a": h.a, "b": h.b, "benchmark": h.benchmark, "planned": h}
     sides = [found.get((_id_of(m), p, h.benchmark)) for m, p in (h.a, h.b)]
-    if None in sides:
+    if None not in sides: made["marks"] = marks_of(sides)
+    else:
         lost = [f"{m}/{p}" for (m, p), r in zip((h.a, h.b), sides, strict=True) if r is None]
         return Contrast(None, **made, verdict="missing", why=f"no run of {' and '.join(lost)} on {h.benchmark}")
     try: c = compare_runs(*sides, h.metric, level, h.margin)

@@ -15,7 +15,7 @@ from .common import common_values
 from .comparisons import Comparison, best_runs, compare_runs, objections
 from .diffs import check_comparable
 from .errors import ConfigError
-from .hypotheses import Hypothesis, parse_hypotheses
+from .hypotheses import Hypothesis
 from .metrics import metrics
 from .records import Estimate
 from .runs import Run
@@ -121,10 +121,8 @@ class Decisions(Result):
 def decide(
     plan: StudyPlan, # A plan, done or not
 ) -> Decisions: # One for each planned hypothesis
-    "Test what was planned on what is stored; raises `ConfigError` where the hypotheses cannot be read."
-    s = plan.study
-    asked = parse_hypotheses(s.hypotheses, s.models, s.presets, s.benchmarks)
-    runs = _stored(plan)
+    "Test what was planned on what is stored; raises `IntegrityError` for files of a run that cannot be read."
+    s, asked, runs = plan.study, plan.hypotheses, _stored(plan)
     tested = [_tested(h, plan, runs) for h in asked]
     p = [1.0 if d.p_value is None else d.p_value for d in tested]
     adjusted = adjust(p, Family(names=tuple(h.id for h in asked), level=1 - s.alpha).method).tolist() if p else []
@@ -138,8 +136,8 @@ def _stored(plan):
     "(model, preset, benchmark) -> (Planned, Run), of what has scores."
     found = {}
     for r in plan.runs:
-        run = None if getattr(r, "twin", False) else r.run()
-        if run is not None and run.scored: found[r.model, r.preset, r.benchmark] = r, run
+        run = r.run()
+        if run is not None and run.scored: found[r.model, r.label, r.benchmark] = r, run
     return found
 
 def _tested(h, plan, runs):
@@ -222,13 +220,15 @@ def _beyond(d, runs):
 def _others(plan, runs):
     s = plan.study
     sides = [((m, s.presets[0]), (n, s.presets[0])) for m, n in combinations(s.models, 2)]
-    sides += [((m, p), (m, s.presets[0])) for m in s.models for p in s.presets[1:]]
+    labels = [*dict.fromkeys(r.label for r in plan.runs if r.twin), *s.presets[1:]]
+    sides += [((m, p), (m, s.presets[0])) for m in s.models for p in labels]
     for benchmark in s.benchmarks:
         for a, b in sides:
             pair = [runs.get((*side, benchmark)) for side in (a, b)]
             if None in pair: continue
-            try: yield _compared(plan, *pair)
+            try: c = _compared(plan, *pair)
             except ConfigError: continue # other items, or none in common
+            yield replace(c, names=tuple(m if a[1] == b[1] else f"{m}/{p}" for m, p in (a, b)))
 
 @dataclass(frozen=True, kw_only=True)
 class Best:

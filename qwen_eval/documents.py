@@ -207,7 +207,9 @@ def published_table(
     report: StudyReport, # What to say
 ) -> Table: # A row for each published figure
     "Scores beside those of others."
-    def at(r, k): return "–" if missing(r.get(k)) else in_words(r.get("metric"), r[k])
+    def at(r, k):
+        x = r.get(k)
+        return x if isinstance(x, str) else "–" if missing(x) else in_words(r.get("metric"), x)
     rows = [{**{k: str(r.get(k) or "") for k in PUBLISHED_COLUMNS}, "ours": at(r, "ours"), "theirs": at(r, "theirs")}
             for r in report.published]
     return Table(columns=PUBLISHED_COLUMNS, groups=[("", "", rows)])

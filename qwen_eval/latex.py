@@ -154,7 +154,8 @@ def tables_tex(
     if report.comparisons:
         made.append(text_table(comparison_table(report), "tab:exploratory", ("why",), title="Differences."))
     if report.published:
-        made.append(text_table(published_table(report), "tab:published", (), {"note": "3cm", "source": "3cm"},
+        wide = {"verdict": "4cm", "note": "3cm", "source": "2cm"}
+        made.append(text_table(published_table(report), "tab:published", (), wide,
                                "Beside published scores."))
     return "\n".join(made)
 

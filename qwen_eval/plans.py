@@ -86,8 +86,7 @@ class Plan:
         return self.runs / run_id(fingerprint(self))
 
     @property
-    def asking(self) -> tuple[Item, ...]: # The wanted items, shape (limit,)
-        "In the order in which they are asked; that of a twin differs from that of its run."
+    def asking(self) -> tuple[Item, ...]: # Those that are wanted, as they are asked; another order for a twin
         wanted = self.items[:self.limit]
         return tuple(item_order(wanted, self.benchmark.id, -1 - self.order_seed)) if self.twin else wanted
 
@@ -129,8 +128,7 @@ def fingerprint(
         if p.end_thinking: how["end_thinking"] = {"thinking_tok": p.thinking_tok, "text": thinking_end(m)}
     lora = plan.located.adapter if plan.located else None
     on_top = {"adapter": lora.revision if lora else m.adapter} if m.adapter else {}
-    beside = {k: x for k, x in (("judge", plan.judge), ("twin", plan.twin)) if x}
-    return {"format": 1, **beside,
+    return {"format": 1, **{k: x for k, x in (("judge", plan.judge), ("twin", plan.twin)) if x},
             "model": {**on_top, "id": m.id, "hub_id": m.hub_id,
                       "revision": plan.located.revision if plan.located else m.revision,
                       "quantization": m.quantization, "template": template_hash(plan.tokenizer) if v.chat else ""},
@@ -275,10 +273,6 @@ def _way(benchmark, name, protocol, model, api=None):
     if v.score in scorers or v.score in batch_scorers: return name, v
     raise UnknownNameError("scorer", v.score, [*scorers.names(), *batch_scorers.names()], hint)
 
-def _ordered(item_set, benchmark_id, seed): # once for all runs of a study
-    known = item_set.__dict__.setdefault("_orders", {})
-    if (key := (benchmark_id, seed)) not in known: known[key] = tuple(item_order(item_set.items, benchmark_id, seed))
-    return known[key]
 
 # %% ../nbs/68_plans.ipynb #c11
 def plan_run(
@@ -320,7 +314,7 @@ def plan_run(
     p = check_protocol(vendor_protocol(p, m, generation_config(located) if located else {}), m, v.mode, answer=v.answer)
     server, not_sent = prepare(api, p, v) if api else (None, ())
     device, ps = _on_cards(ps, m, output_budget(v, p), engine, api, located)
-    items = _ordered(item_set, b.id, order_seed)
+    items = tuple(item_order(item_set.items, b.id, order_seed))
     return Plan(model=m, located=located, tokenizer=tok, preset=ps, protocol=p, benchmark=b, variant_name=name,
                 item_set=item_set, items=items, limit=min(limit or len(items), len(items)),
                 epochs=n_epochs(p, len(items)), device=device, server=server, system=system, order_seed=order_seed,

@@ -191,19 +191,19 @@ def published_rows(
     facts: Iterable[Published] | None = None, # As for `beside`
     tolerance: float = 0.01, # As for `agreement`
     strict: bool = False, # As for `unlike`
-) -> list[dict[str, str]]: # By model, benchmark, metric, ours, theirs, source, verdict, note ...
-    "Runs beside what was published, as text; empty where nothing is known about any."
+) -> list[dict[str, Any]]: # `ours` and `theirs` in the metric's range, `here` and `published` in words, `verdict` ...
+    "Runs beside what was published; empty where nothing is known about any."
     facts = published() if facts is None else tuple(facts)
     return [published_row(row) for run in runs for row in beside(run, facts, tolerance, strict)]
 
 # %% ../nbs/76_published.ipynb #q24b
 def published_row(
     row: dict[str, Any], # Of `beside`
-) -> dict[str, str]: # With the keys of `published_rows`
-    "One row as text."
+) -> dict[str, Any]: # With the keys of `published_rows`
+    "One row, with both scores in words."
     m, unit = row["metric"], "" if scale(row["metric"]) else " %"
-    ours = "–" if row["value"] is None else (f"{in_words(m, row['value'])}{unit} "
+    here = "–" if row["value"] is None else (f"{in_words(m, row['value'])}{unit} "
                                              f"[{in_words(m, row['low'], row['high']).replace(' to ', ', ')}]")
-    said = {k: row[k] for k in ("model", "preset", "benchmark", "metric", "verdict", "note", "run_id")}
-    source = f"{row['source']} ({row['date']})"
-    return {**said, "ours": ours, "theirs": f"{row['score']} {row['unit']}", "source": source}
+    kept = ("model", "preset", "benchmark", "metric", "low", "high", "theirs", "verdict", "note", "run_id")
+    return {**{k: row[k] for k in kept}, "ours": row["value"], "here": here,
+            "source": f"{row['source']} ({row['date']})", "published": f"{row['score']} {row['unit']}"}

@@ -121,12 +121,14 @@ def _row(runs, fact, differ, needs, preset, tolerance, strict):
         return {**published_row(best), "tolerance": tolerance, "needs": ()}
     would = "; ".join(f"{k} (ours {a}; theirs {b})" for k, (a, b) in differ.items())
     note = "; ".join(filter(None, (f"{' and '.join(fact.assumed)} assumed" if fact.assumed else "", fact.note)))
-    return {"preset": preset, "metric": fact.metric, "ours": "–", "theirs": f"{fact.score} {fact.unit}",
+    return {"preset": preset, "metric": fact.metric, "here": "–", "published": f"{fact.score} {fact.unit}",
+            "ours": None, "low": None, "high": None, "theirs": fact.value,
             "source": f"{fact.source} ({fact.date})", "verdict": "not run", "note": note, "run_id": "",
             "tolerance": tolerance, "needs": (*needs, *([f"to be comparable: {would}"] if would else []))}
 
 def _unknown(model, benchmark, needs, tolerance):
-    return {"preset": "", "metric": "", "ours": "–", "theirs": "–", "source": "", "run_id": "", "needs": tuple(needs),
+    return {"preset": "", "metric": "", "here": "–", "published": "–", "source": "", "run_id": "",
+            "needs": tuple(needs), "ours": None, "low": None, "high": None, "theirs": None,
             "tolerance": tolerance, "verdict": "not comparable: nothing published is known here",
             "note": f"add a line for {model.hub_id or model.id}, {benchmark} to a CSV of published scores"}
 
@@ -137,7 +139,7 @@ def replication_text(
     width: int | None = None, # Of a line, characters; None is as long as it takes
 ) -> str: # Lines
     "A table of cells, why some cannot be compared, and what those that did not run need."
-    heads = {"model": "model", "benchmark": "benchmark", "n_shot": "shots", "theirs": "published", "ours": "here",
+    heads = {"model": "model", "benchmark": "benchmark", "n_shot": "shots", "published": "published", "here": "here",
              "verdict": "verdict", "source": "source"}
     rows = [r | {"verdict": r["verdict"].partition(":")[0]} for r in found.rows]
     lines = [text_table(rows, heads, bold, width), "", _summed(found)]

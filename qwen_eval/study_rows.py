@@ -38,7 +38,7 @@ def result_rows(
     for planned in plan.runs:
         run = planned.run()
         if run is None: continue
-        row = summary(run) | {"model": planned.plan.model.id, "chance": chance(planned)}
+        row = summary(run) | {"model": planned.plan.model.id, "preset": planned.label, "chance": chance(planned)}
         row["estimand"] = run.estimate(max_error_rate=1).estimand if row["n_items"] else ""
         if plan.study.early and run.scored: row |= _at_any_look(run)
         rows.append(row | {"uncounted": _uncounted(run)})

@@ -93,7 +93,7 @@ def _no_cache(): # an answer that was given last week tells nothing of today's e
         os.environ.pop("QWEN_EVAL_ANSWER_CACHE")
         if before is not None: os.environ["QWEN_EVAL_ANSWER_CACHE"] = before
 
-# %% ../nbs/79_trials.ipynb #n882f658
+# %% ../nbs/79_trials.ipynb #nf7ebc97
 def _keys(limit, allow_specimens, folder, how): # what `plan_run` and `evaluate` are told alike
     return {"limit": limit, "allow_specimens": allow_specimens, "runs": folder, **(how or {})}
 
@@ -109,7 +109,7 @@ def _try(c, benchmarks, keys, process, say):
     try:
         look = (lambda: used_gib(plan.device, [engine.process.pid])) if plan.device else float
         with Watch(look) as watch:
-            _loaded(engine, args, say)
+            _loaded(engine, args, plan.device, say)
             for p in plans: _ask(p, c, engine, keys, say, f"{p.benchmark.id}: " * (len(plans) > 1))
         if plan.device: say("memory used", OK, f"{max(watch.peak_gib - before, 0):.2f} GiB at most")
     finally:
@@ -117,9 +117,9 @@ def _try(c, benchmarks, keys, process, say):
         engine.stop()
     say("returned", *_returned(plan, before, family))
 
-def _loaded(engine, args, say):
+def _loaded(engine, args, device, say):
     with engine.connect() as client: effective = client.info.effective
-    gib = effective.get("weights_gib")
+    gib = effective.get("weights_gib") if device and device.kind == "cuda" else None # on a CPU vLLM packs most away
     say("load", OK, f"ready in {engine.start_s:.1f} s" + (f", weights {gib:.2f} GiB" if gib else ""))
     say("settings", *settings_check(args, effective))
 

@@ -8,7 +8,7 @@ from qwen_eval.evaluation import evaluate
 from qwen_eval.runs import Run
 from qwen_eval.scores import write_scores
 from qwen_eval.store import update_manifest
-from qwen_eval.studies import Study, StudyPlan, plan
+from qwen_eval.studies import Study, plan
 
 
 def with_scores(run, values, column="value", status="scored", clusters=None, **columns):
@@ -40,4 +40,4 @@ def made_study(runs, values, n=400, **fields):
         run = evaluate(r.model, r.benchmark, r.preset, engine="fake", limit=3, answer_tok=32, allow_specimens=True,
                        runs=runs, progress=False)
         with_scores(run, found, column=run.metric if run.metric in run.scores else "value")
-    return StudyPlan(p.study, tuple(replace(r, plan=replace(r.plan, limit=n)) for r in p.runs))
+    return replace(p, runs=tuple(replace(r, plan=replace(r.plan, limit=n)) for r in p.runs))

@@ -9,6 +9,7 @@ from qwen_eval.anytime import anytime_difference, anytime_estimate, anytime_p, a
 from qwen_eval.common import Common
 from qwen_eval.comparisons import compare_runs
 from qwen_eval.deciding import VERDICTS, best_of_study, decide
+from qwen_eval.hypotheses import parse_hypotheses
 from qwen_eval.metrics import metrics
 from qwen_eval.runs import Run
 from qwen_eval.stats.equivalence import equivalence
@@ -31,7 +32,9 @@ def lab(tmp_path, monkeypatch):
     return tmp_path
 
 
-def one(p, text, **fields): return decide(replace(p, study=replace(p.study, hypotheses=text, **fields)))
+def one(p, text, **fields):
+    s = replace(p.study, hypotheses=text, **fields)
+    return decide(replace(p, study=s, hypotheses=parse_hypotheses(text, s.models, s.presets, s.benchmarks)))
 
 
 def test_each_verdict_in_the_direction_that_was_stated(lab):

@@ -23,7 +23,7 @@ from qwen_eval.stats.intervals import (
     wilson,
 )
 from qwen_eval.stats.rates import event_rate, quantile
-from qwen_eval.stats.results import number
+from qwen_eval.stats.results import number, whole
 from qwen_eval.stats.robust import iqm, probability_of_improvement
 
 NAN, INF = math.nan, math.inf
@@ -298,3 +298,13 @@ def test_same_seed_same_bytes_and_the_global_state_is_untouched():
         assert to_json(call(rng(7))) == to_json(call(rng(7)))
         assert to_json(call(rng(7))) != to_json(call(rng(8)))
     assert before == (random.getstate(), np.random.get_state()[1].tobytes())
+
+
+@pytest.mark.parametrize("given, said", [
+    ((-1,), "number, 0 at least."), ((2.5, 1, 100), "number, 1 at least and 100 at most."),
+    ((1e13,), "number, 0 at least and 1,000,000,000,000 at most."), ((math.nan, 1), "number, 1 at least."),
+])
+def test_a_whole_number_is_asked_for_in_the_range_that_it_has(given, said):
+    value, *limits = given
+    with pytest.raises(ConfigError) as e: whole(value, "n", *limits)
+    assert str(e.value).endswith(said)

@@ -319,6 +319,7 @@ def test_what_is_missing_is_asked_first_where_that_is_wanted(lab):
         "models": "smollm2_135m,qwen3_8b", "benchmarks": "gsm8k", "evaluate": "true", "engine": "fake", "limit": "3",
         "allow_specimens": "true", "overrides": '{"answer_tok": 16}', "output": str(lab / "out")})
     kept = json.loads((lab / "out/compare_models.json").read_text())
+    assert kept["contrasts"][0]["marks"].split(", ") == ["specimen", "fake-engine"]
     assert len(kept["run_ids"]) == 2 == len(list((lab / "runs").glob("*/manifest.json")))
     assert kept["contrasts"][0]["verdict"] == "no winner" and "not a result" in kept["contrasts"][0]["note"]
 

@@ -86,7 +86,8 @@ def whole(
     "One whole number in its range; raises `ConfigError` for anything else."
     value = _float(x)
     if least <= value <= most and value == int(value): return int(value)
-    raise ConfigError(f"{name}={x!r}; give a whole number, {least:,} at least and {most:,} at most.")
+    above = f" and {most:,} at most" if most < 10**6 or value > most else "" # a limit of the machine is named beyond it
+    raise ConfigError(f"{name}={x!r}; give a whole number, {least:,} at least{above}.")
 
 # %% ../../nbs/59_stats.results.ipynb #n05e
 def together(
