@@ -26,7 +26,7 @@ MODELS = ("qwen_8b", "qwen_14b", "qwen2.5_8b", "qwen2.5_14b", "qwen3_8b", "qwen3
 PRESETS = ("balanced", "performance", "memory_optimized")
 SIZES = {"humaneval": 164, "mbpp": 500, "gsm8k": 1319, "arc_challenge": 1172, "hellaswag": 10042, "mmlu": 14042,
          "truthfulqa": 817, "bfcl": 3641, "toolllama": 765, "alpaca_eval": 805, "mt_bench": 80, "codet5": 14918}
-VIEW = "scores" # of `tables.query`, one row an item and epoch
+VIEW = "items" # of `tables.query`, one row an item and epoch
 KERNEL = "import qwen_eval.evaluation, qwen_eval.datasets.all, pandas, pyarrow.parquet" # what every notebook needs
 
 RUN = """

@@ -111,6 +111,9 @@ def test_it_stops_where_the_interval_is_short_enough_and_drains(lab):
     assert (e.low, e.high) == (low, high) and (e.high - e.low) / 2 <= 0.08
     assert run.manifest["stages"]["generate"]["status"] == "complete" and "interim" not in run.manifest["sessions"][0]
     assert said["sentence"] in repr(run)
+    from qwen_eval.tables import query
+    assert query("select count(*) n, avg(value) v from items", lab / "runs").to_dict("records") == [
+        {"n": n, "v": pytest.approx(e.value)}]
 
 
 def test_resume_does_not_go_on_and_another_rule_does(lab):

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -30,6 +31,7 @@ from qwen_eval.ordering import execution_order
 from qwen_eval.presets import GIB, engine_args, memory_plan, preset, presets
 from qwen_eval.records import Completion, Request
 from qwen_eval.runner import run_study
+from qwen_eval.store import update_manifest
 from qwen_eval.studies import Study, plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -601,19 +603,25 @@ def test_what_shapes_an_answer_and_what_does_not():
 def test_a_notebook_starts_before_the_last_has_ended_and_waits_for_its_turn(lab, counting, monkeypatch):
     study, log = replace(FOUR, presets=("balanced",), benchmarks=("gsm8k", "arc_challenge", "humaneval")), []
 
-    def notebook(run, study, folder, address, say): # a kernel's work, in this thread
-        log.append(("starts", run.benchmark))
-        before = plan(study).runs[:study.benchmarks.index(run.benchmark)]
+    order = [r.benchmark for r in execution_order(plan(study).runs)[0]]
+
+    def notebook(job): # a kernel's work, in this thread
+        name, asked = job.parameters["benchmark"], job.parameters
+        log.append(("starts", name))
+        before = [r for r in plan(study).runs if r.benchmark in order[:order.index(name)]]
         assert all(r.n_done() == r.n_answers for r in before)
         how = {"allow_specimens": True, "limit": 3, "answer_tok": 17, "progress": False}
-        evaluate(run.model, run.benchmark, run.preset, engine="fake", engine_address=address, runs=run.plan.runs, **how)
+        run = evaluate(asked["model"], name, asked["preset"], engine="fake", engine_address=asked["engine_address"],
+                       runs=asked["runs"], **how)
+        update_manifest(run.path, notebook=asked)
         time.sleep(1.5) # tables, and the end of a kernel
-        log.append(("ends", run.benchmark))
-    monkeypatch.setattr(runner, "run_notebook", notebook)
+        log.append(("ends", name))
+        return "", ""
+    monkeypatch.setattr("qwen_eval.executors.execute", notebook)
     outcome = run_study(study, stream=io.StringIO())
     assert not outcome.failures and len(outcome.rows) == 3
     at = {what: i for i, what in enumerate(log)}
-    for a, b in zip(study.benchmarks, study.benchmarks[1:], strict=False):
+    for a, b in pairwise(order):
         assert at["starts", a] < at["starts", b] < at["ends", a]
 
 
