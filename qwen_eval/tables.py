@@ -306,14 +306,15 @@ def _asked(sql, runs, params):
 
 def _items_view(db, runs):
     import pandas as pd
-    told = pd.DataFrame([{"filename": str(r.path / "scores.parquet"), **_told(r)} for r in runs])
+    told = pd.DataFrame([{"filename": str(r.path / "scores.parquet"), "seen": 2**62 if r.limit is None else r.limit,
+                          **_told(r)} for r in runs]) # what lies beyond a rule that stopped a run is not counted
     db.register("_told", _arrow(told))
     files = ", ".join(f"'{_literal(name)}'" for name in told.filename)
     known = [n for n in COLUMNS["items"] if n not in _TOLD]
-    db.execute(f"""create view items as select t.* exclude (filename), {', '.join(f's."{n}"' for n in known)},
+    db.execute(f"""create view items as select t.* exclude (filename, seen), {', '.join(f's."{n}"' for n in known)},
                    s.* exclude (filename, {', '.join(f'"{n}"' for n in known)})
                    from read_parquet([{files}], union_by_name = true, filename = true) s
-                   join _told t using (filename)""")
+                   join _told t using (filename) where s."order" < t.seen""")
     db.execute("create view scores as from items") # as it was called before
 
 def _literal(name): # of a file, where brackets and stars are themselves
