@@ -4,7 +4,8 @@
     python benchmarks/coverage.py --show results.json
 
 Prints the compact table of the README and can write all rows; `--show` prints that of a file. `--full` takes two to
-twenty times the repetitions, by room. Each room has seeds of its own, so the rows do not depend on the workers.
+twenty-five times the repetitions, by room, and holds them to the bounds with no errors of chance where fewer have two.
+Each room has seeds of its own, so the rows do not depend on the workers.
 """
 import argparse
 import importlib
@@ -70,7 +71,7 @@ def markdown(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rooms", nargs="*", metavar="ROOM", help=f"of {', '.join(ROOMS)}; all by default")
-    parser.add_argument("--full", action="store_true", help="two to twenty times the repetitions, by room")
+    parser.add_argument("--full", action="store_true", help="two to twenty-five times the repetitions, by room")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, help="a JSON file for the rows, written as each room ends")
     parser.add_argument("--show", type=Path, help="only print the table of this file")

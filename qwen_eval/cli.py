@@ -16,6 +16,7 @@ from .benchmark_commands import benchmarks
 from .cache_commands import cache
 from .compare_commands import compare_, power_
 from .conformance_commands import conformance_
+from .coverage_commands import coverage_
 from .console import (LOOK, BudgetTok, BudgetUsd, CacheFlag, Concurrency, Edge, EngineChoice, JsonFlag,
                                JudgeBudget, JudgeEngine, JudgeName, ModelName, PresetName, ProtocolName, RunName,
                                ServedName, ServerUrl, ShotsNumber, SpecimensFlag, SystemText, TemplateName, UnsafeFlag,
@@ -23,6 +24,8 @@ from .console import (LOOK, BudgetTok, BudgetUsd, CacheFlag, Concurrency, Edge, 
 from .errors import ConfigError
 from .layout import line_width
 from .audit_commands import audit_command, contamination_command
+from .notebook_commands import PASSED_ON, notebook_
+from .published_commands import published_, replicate_
 from .quality_commands import quality_
 from .run_commands import runs
 from .study_commands import finish, study
@@ -282,7 +285,11 @@ app.add_typer(runs, name="runs")
 app.add_typer(cache, name="cache")
 app.command("audit")(audit_command)
 app.command("bench")(bench_command)
+app.command("coverage")(coverage_)
+app.command("notebook", context_settings=PASSED_ON)(notebook_)
 app.command("contamination")(contamination_command)
+app.command("published")(published_)
+app.command("replicate")(replicate_)
 
 # %% ../nbs/90_cli.ipynb #c20
 def main() -> None:

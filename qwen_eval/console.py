@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['LOOK', 'JsonFlag', 'ModelName', 'RunName', 'PresetName', 'ProtocolName', 'UnsafeFlag', 'VariantName', 'ShotsNumber',
            'SystemText', 'TemplateName', 'JudgeName', 'EngineChoice', 'ServerUrl', 'ServedName', 'Concurrency',
-           'BudgetUsd', 'BudgetTok', 'JudgeEngine', 'JudgeBudget', 'SpecimensFlag', 'CacheFlag', 'Edge', 'use_cache',
-           'group', 'say', 'table', 'words']
+           'BudgetUsd', 'BudgetTok', 'JudgeEngine', 'JudgeBudget', 'SpecimensFlag', 'OnlyRuns', 'DryRunFlag',
+           'RetriesNumber', 'ExecutorName', 'ParallelNumber', 'CacheFlag', 'Edge', 'use_cache', 'group', 'say', 'table',
+           'words']
 
 # %% ../nbs/88_console.ipynb #c02
 import os
@@ -69,6 +70,12 @@ BudgetTok = Annotated[int | None, typer.Option(min=1, help="Most that a run may 
 JudgeEngine = Annotated[str | None, typer.Option("--judge-engine", help="Who holds the judge: vllm, openai ...")]
 JudgeBudget = Annotated[int | None, typer.Option(min=1, help="What the judge may write, tokens.")]
 SpecimensFlag = Annotated[bool, typer.Option("--allow-specimens", help="Take hand-written items.")]
+OnlyRuns = Annotated[list[str] | None, typer.Option(metavar="KEY=NAME,..", help="Only runs of that model, preset, "
+                                                    "benchmark; may be repeated. The others stay planned.")]
+DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, in which order; start nothing.")]
+RetriesNumber = Annotated[int, typer.Option(min=0, help="Tries more for a run whose engine or kernel failed.")]
+ExecutorName = Annotated[str, typer.Option(help="Who executes notebooks: threads, processes, module:Class.")]
+ParallelNumber = Annotated[int, typer.Option(min=1, help="Notebooks that ask at a time; above 1 speeds mix.")]
 
 # %% ../nbs/88_console.ipynb #n21
 def use_cache(

@@ -9,12 +9,12 @@ __all__ = ['check_comparable', 'Diff', 'diff_runs']
 from collections import Counter
 from html import escape
 from pathlib import Path
+from .common import common_values, difference_of
 from .errors import ConfigError
 from .layout import fact_lines, line_width
 from .metrics import metrics, scale
 from .records import COUNTED
 from .runs import NOT_RESULTS, Run, open_run
-from .stats.paired import paired_difference
 from .store import differences
 
 # %% ../nbs/74_diffs.ipynb #c05
@@ -104,7 +104,9 @@ def _points(e):
     times, form = (1, "+.2f") if scale(e.get("metric")) else (100, "+.1f") # a judge's score is no share
     value, low, high = (format(times * e[k], form) for k in ("value", "low", "high"))
     span = f"{low} to {high}"
-    return f"{value} points, {e['level']:.0%} interval {span} ({e['method']}, {e['n_items']} items)"
+    p = e.get("p_value")
+    sure = "" if p is None else ", p < 0.001" if p < 0.001 else f", p = {p:.3f}"
+    return f"{value} points, {e['level']:.0%} interval {span} ({e['method']}, {e['n_items']:,} items{sure})"
 
 def _name(i): return _short(i["item_id"], 80) + (f" (epoch {i['epoch']})" if i["epoch"] else "")
 
@@ -149,14 +151,11 @@ def _gold(row):
 
 # %% ../nbs/74_diffs.ipynb #c14
 def _difference(a, b, metric, wanted):
-    "The paired difference of A and B over the wanted items, as plain data."
-    keys, note = ("value", "low", "high", "level", "method", "n_items"), ""
-    (x, ids), (y, others) = ((v[[i in wanted for i in names]], [i for i in names if i in wanted])
-                             for v, names in (r.values(metric.column, metric.item_weight) for r in (a, b)))
-    try: e = paired_difference(x, y, ids, others, metric.kind, metric.range, metric=metric.id)
-    except ConfigError as why: note = str(why)
-    if not note and e.n_items: return {**{k: getattr(e, k) for k in keys}, "note": ""}
-    return {**dict.fromkeys(keys), "note": note or "no pair was judged"}
+    "The paired difference of A and B over the wanted items, as the metric weighs them, as plain data."
+    keys = ("value", "low", "high", "level", "method", "n_items", "p_value")
+    try: e = difference_of(common_values((a, b), metric.id, wanted))
+    except ConfigError as why: return {**dict.fromkeys(keys), "note": str(why)}
+    return {**{k: getattr(e, k) for k in keys}, "note": ""}
 
 # %% ../nbs/74_diffs.ipynb #c16
 def _notes(a, b, left, right, shared, limit):

@@ -7,11 +7,10 @@ __all__ = ['borrow', 'consult', 'judge_engine_for', 'judge_answers', 'evaluate',
 
 # %% ../nbs/71_evaluate.ipynb #c02
 import contextlib
-import errno
 import json
 from collections import ChainMap
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from .conversations import converse
@@ -19,7 +18,7 @@ from .datasets.base import ItemSet, item_order
 from .datasets.declared import Benchmark, Variant
 from .engines.all import default_engine
 from .engines.base import Engine, EngineInfo
-from .errors import ConfigError, EngineError, IntegrityError, QwenEvalError
+from .errors import ConfigError, EngineError, IntegrityError
 from .judges.base import texts_hash
 from .judging import Jury, check_judge, judged_items, judgment_folder, jury_for, lenders, with_jury
 from .metering import Meter
@@ -33,8 +32,10 @@ from .requests import unasked
 from .runs import Run, items_of, open_run
 from .scorers.text import ScoreOptions
 from .scores import Beside, check_answers, read_scores, score_run, settled, unscored
-from .store import (RunWriter, Session, Stored, by_key, differences, environment, generate_stage, n_answered,
-                             now, read_completions, read_manifest, run_id, update_manifest)
+from .stopping import Rule, rule_of
+from .store import (RunWriter, Session, Stored, differences, disk_room, environment, generate_stage,
+                             n_answered, now, read_manifest, run_id, update_manifest)
+from .watching import Watch
 
 # %% ../nbs/71_evaluate.ipynb #c07
 def _missing(plan, hashes, stored):
@@ -62,17 +63,19 @@ def _answers(plan, engine, requests):
     yield from without_room
 
 # %% ../nbs/71_evaluate.ipynb #c05
-def _ask(plan, engine, start_s, writer, missing, progress, beside=None, begun=None):
-    "Ask for what is missing; whatever ends it early, the finished answers are kept. `beside` scores them meanwhile."
+def _ask(plan, engine, start_s, writer, missing, progress, beside=None, begun=None, watch=None):
+    "Ask for what is missing; what ends it early, the finished answers are kept. `beside` scores, `watch` may stop it."
     from tqdm.auto import tqdm
     todo, epochs = set(missing), range(plan.epochs)
-    items = [i for i in plan.items[:plan.limit] if any((i.id, e) in todo for e in epochs)]
+    items = [i for i in plan.asking if any((i.id, e) in todo for e in epochs)]
     total, name = plan.limit * plan.epochs, f"{plan.model.id} {plan.benchmark.id} {plan.preset.id}"
     meter = Meter(engine)
-    session = Session(writer, plan.limit, plan.epochs, meter.reading, engine_start_s=start_s,
+    out = watch and watch.look_out()
+    session = Session(writer, plan.limit, plan.epochs, meter.reading, out and out.interim, engine_start_s=start_s,
                       engine=asdict(engine.info))
     bar = tqdm(desc=name, total=total, initial=total - len(todo), unit="item", disable=not progress, mininterval=0.5)
-    answers = _answers(plan, engine, (r for r in begun or plan.requests(items) if r.key in todo))
+    wanted = (r for r in begun or plan.requests(items) if r.key in todo)
+    answers = _answers(plan, engine, out.requests(wanted) if out else wanted)
     try:
         for c in answers:
             if c.key not in todo: raise EngineError(f"The engine answered {c.key}, which was not asked for.")
@@ -83,7 +86,8 @@ def _ask(plan, engine, start_s, writer, missing, progress, beside=None, begun=No
             if not progress: continue
             bar.set_postfix(tok=session.now["n_output_tok"], refresh=False)
             bar.update()
-        if todo: raise EngineError(f"The engine left {len(todo)} requests unanswered.", retryable=True)
+        if n := len(out.owed(todo) if out else todo): raise EngineError(f"Engine left {n} requests unanswered.", True)
+        session.interim = None
     except (KeyboardInterrupt, EngineError) as e:
         kept = (f"{session.n_done} of {session.n_wanted} answers of run {plan.path.name} are stored; "
                 "run the same again to go on.")
@@ -119,19 +123,6 @@ def _begin(plan, stored):
                     preset=asdict(plan.preset), protocol=asdict(p), benchmark=declared, items=items,
                     hardware=asdict(plan.device) if plan.device else None, environment=environment())
 
-# %% ../nbs/71_evaluate.ipynb #c13
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-
-@contextlib.contextmanager
-def _room(path):
-    "Turns the error of a disk that takes no more into one that says how to go on."
-    try: yield
-    except OSError as e:
-        if e.errno not in _FULL: raise
-        n = n_answered(by_key(read_completions(path / "completions.jsonl")[0]))
-        raise QwenEvalError(f"Run {path.name} stopped: {e.filename or path} takes no more ({e.strerror}). {n} answers "
-                            "are stored; make room and run the same again to go on.") from e
-
 # %% ../nbs/71_evaluate.ipynb #c35
 def _lent(plan, hashes, stored):
     "Answers to the same prompts in runs that differ in the judge alone: (run's name, what it holds, their keys)."
@@ -160,7 +151,7 @@ def borrow(
     hashes = survey(plan)[1]
     n = sum(len(same) for *_, same in _lent(plan, hashes, stored))
     if not n: return 0
-    with _room(plan.path), RunWriter(plan.path) as writer:
+    with disk_room(plan.path), RunWriter(plan.path) as writer:
         _begin(plan, writer.stored)
         _borrow(plan, writer, hashes)
     return n
@@ -173,7 +164,7 @@ def consult(
 ) -> dict[str, Completion]: # What it said, by item id
     "Ask a judge what is not stored yet, and keep it."
     hashes = survey(plan, progress)[1]
-    with _room(plan.path), RunWriter(plan.path) as writer:
+    with disk_room(plan.path), RunWriter(plan.path) as writer:
         _begin(plan, writer.stored)
         if missing := _missing(plan, hashes, writer.stored):
             found, start_s = engine()
@@ -225,6 +216,7 @@ def evaluate(
     engine: str | Engine | None = None, # A name, or an engine that runs already; None is that of the settings
     engine_address: str | Path | None = None, # Of an engine process that runs already
     context_tok: int | None = None, # Least `max_model_len` of an engine started here; None is what this run needs
+    stopping: Rule | Mapping | None = None, # When to ask no more, as `stopping.Rule`; None: when all is asked
     judge: str | Path | Model | None = None, # Who judges, where a benchmark needs it; "none" only stores answers
     judge_engine: str | Engine | None = None, # Who holds the judge; None is the same kind, or the same engine
     judge_tok: int | None = None, # What the judge may write, tokens; None is what the benchmark's authors allow
@@ -239,6 +231,7 @@ def evaluate(
     if jury and engine_address and judge_engine is None and not jury.shared:
         jury = None # that engine stays: judged when it is closed
     options = ScoreOptions(allow_unsafe_code=allow_unsafe_code, n_workers=n_workers)
+    plan = replace(plan, stopping=rule_of(stopping))
     carry_out(plan, jury, options, context_tok or 0, progress, engine, engine_address, judge_engine or engine)
     return Run(plan.path, None if limit is None else plan.limit)
 
@@ -254,9 +247,12 @@ def carry_out(
     judge_engine: str | Engine | None = None, # Who holds a judge that is another model
 ) -> None:
     "Ask what a plan misses, and score it; raises `QwenEvalError`."
-    with standing(plan, engine) as e: _through(plan, jury, options, context_tok, progress, e, address, judge_engine)
+    watch = Watch(plan, plan.stopping)
+    with standing(plan := watch.plan, engine, address) as e:
+        _through(plan, jury, options, context_tok, progress, e, address, judge_engine, watch)
 
-def _through(plan, jury, options, context_tok, progress, engine, address, judge_engine):
+# %% ../nbs/71_evaluate.ipynb #d33
+def _through(plan, jury, options, context_tok, progress, engine, address, judge_engine, watch):
     begun = None if jury or plan.variant.judge else ahead(plan, engine)
     needed, hashes = (0, dict.fromkeys(plan.keys, "")) if begun else survey(plan, progress)
     have = Stored(plan.path / "completions.jsonl")
@@ -266,24 +262,28 @@ def _through(plan, jury, options, context_tok, progress, engine, address, judge_
     judged_tok = jury.context_tok(stored, plan.path, more=bool(missing)) if jury else 0
     needed = max(needed, context_tok, judged_tok if jury and jury.shared else 0)
     behind = not hashes.keys().isdisjoint(unscored(stored, frame)) or not settled(plan.path, n_answered(stored), frame)
-    if not missing and not behind: return
+    if not (missing or behind or watch.stale): return
     if missing: check_before(plan, engine, address, needed)
     if jury and jury.shared: check_before(jury.plan, engine, address, needed)
     elif jury: check_before(jury.plan, judge_engine, None, judged_tok)
-    with _room(plan.path), RunWriter(plan.path) as writer:
+    with disk_room(plan.path), RunWriter(plan.path) as writer:
         _begin(plan, writer.stored)
         _borrow(plan, writer, hashes)
         asked = _missing(plan, hashes, writer.stored)
-        beside = Beside(plan.variant, plan.items, options) if asked and not plan.variant.judge else None
+        if asked and not plan.variant.judge and watch.resume(writer.stored, options, progress): asked = []
+        looks = bool(asked) and not plan.variant.judge
+        beside = Beside(plan.variant, plan.items, options, watch.look_out().add) if looks else None
         with beside or contextlib.nullcontext():
             with at_need(plan, engine, address, needed) as own:
-                if asked: _ask(plan, *own(), writer, asked, progress, beside, begun)
+                if asked: _ask(plan, *own(), writer, asked, progress, beside, begun, beside and watch)
                 writer.sync() # no score outlives its answer
+                watch.note(writer.stored)
                 if jury and jury.shared: judge_answers(plan.path, writer.stored, jury, own, progress)
             ready = beside.finish() if beside else None
         if jury and not jury.shared: _judged_by_another(plan, writer, jury, judge_engine, progress)
         items = judged_items(plan.path, plan.items, writer.stored, plan.variant)
-        score_run(plan.path, plan.variant, items, writer.stored, options, progress, again=asked, ready=ready)
+        frame = score_run(plan.path, plan.variant, items, writer.stored, options, progress, again=asked, ready=ready)
+        watch.settle(frame, writer.stored)
 
 # %% ../nbs/71_evaluate.ipynb #c24
 def rescore(
@@ -305,10 +305,10 @@ def rescore(
         path, jury = _with_judge(run, items, judge, judge_engine, judge_tok)
         judged_tok = jury.context_tok(run.completions(), path)
         check_before(jury.plan, judge_engine, None, judged_tok)
-        with _room(path), RunWriter(path) as w, at_need(jury.plan, judge_engine, None, judged_tok) as theirs:
+        with disk_room(path), RunWriter(path) as w, at_need(jury.plan, judge_engine, None, judged_tok) as theirs:
             judge_answers(path, w.stored, jury, theirs, progress)
     if variant.judge: _check_judgments(path)
-    with _room(path), RunWriter(path) as w:
+    with disk_room(path), RunWriter(path) as w:
         score_run(path, variant, judged_items(path, items, w.stored, variant), w.stored, options, progress, fresh=True)
     return Run(path, run.limit)
 
@@ -359,7 +359,7 @@ def _with_judge(run, items, judge, judge_engine, judge_tok):
 def _take_over(path, run, identity, marks):
     "Bring the answers of a run, and what is known about them, into the folder of the run with another judge."
     left = ("run_id", "fingerprint", "judge", "counts", "notebook", "marks", "answers_from")
-    with _room(path), RunWriter(path) as w:
+    with disk_room(path), RunWriter(path) as w:
         if not (path / "manifest.json").exists():
             update_manifest(path, run_id=path.name, fingerprint=identity, marks=marks, answers_from=run.id,
                             **{k: v for k, v in run.manifest.items() if k not in left})

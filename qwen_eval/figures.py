@@ -26,6 +26,7 @@ MARKS = {
     "fake-engine": "answers of a fake engine that stands in for a model in tests",
     "custom-data": "items of the user's own, not those that the benchmark's name stands for",
     "self-judged": "the model judged its own answers, which says nothing about their quality",
+    "published-verdicts": "right and wrong as the authors of the answers published it, not judged here",
     "own-sampling": "not the sampling that the benchmark's authors prescribe",
     "own-budget": "not the answer budget that the benchmark's authors prescribe",
     "uncalibrated-fp8": "an fp8 KV cache without calibrated scales was allowed, which is known to ruin some models",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['vllm_architectures', 'transformers_architectures', 'check_architecture', 'check_files', 'cache_dtypes',
-           'check_cache_dtype', 'check_loadable']
+           'check_cache_dtype', 'engine_arguments', 'check_loadable']
 
 # %% ../nbs/16_loadable.ipynb #c02
 import ast
@@ -101,6 +101,20 @@ def check_cache_dtype(
     known = cache_dtypes(engine)
     if known and value not in known:
         raise UnknownNameError(f"kv_cache_dtype for the engine {engine}", value, known, "Correct the preset.")
+
+# %% ../nbs/16_loadable.ipynb #nca246f0
+@cache
+def engine_arguments(
+    engine: str, # "vllm" or "transformers"
+) -> frozenset[str] | None: # Names; None where they cannot be read
+    "The arguments that the installed engine knows, read without importing it."
+    if engine != "vllm": return None
+    spec = find_spec("vllm")
+    file = Path(spec.origin).parent / "engine/arg_utils.py" if spec and spec.origin else None
+    if not (file and file.is_file()): return None
+    body = next((n.body for n in ast.parse(file.read_text(encoding="utf-8")).body
+                 if isinstance(n, ast.ClassDef) and n.name == "EngineArgs"), ())
+    return frozenset(n.target.id for n in body if isinstance(n, ast.AnnAssign)) or None
 
 # %% ../nbs/16_loadable.ipynb #c14
 def check_loadable(

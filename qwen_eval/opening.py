@@ -101,7 +101,7 @@ class Ahead:
         plan: Plan, # A large new run
         engine: Engine, # Who shall be asked
     ):
-        stream, room = plan.requests(plan.items[:plan.limit]), room_of(engine.info)
+        stream, room = plan.requests(plan.asking), room_of(engine.info)
         self.head, self._queue, self._left = list(islice(stream, HEAD)), queue.Queue(AHEAD // _PARCEL), False
         budget = output_budget(plan.variant, plan.protocol)
         self.fits = all(r.max_tok == budget and _length(r) <= (room or _length(r)) for r in self.head)
@@ -191,6 +191,7 @@ def _turn(address): # at an engine whose owner wants its clients one at a time; 
         yield
 
 def _remembering(plan, engine, stack): # where the cache of answers is on
+    if plan.twin: return engine # its answers are new ones, or they would show no noise
     model = {k: v for k, v in fingerprint(plan)["model"].items() if k != "template"} # prompts are what it makes
     found = with_cache(engine, {k: v for k, v in model.items() if k != "id"} if model["revision"] else model)
     if found is not engine: stack.callback(found.close)
@@ -201,10 +202,12 @@ def _remembering(plan, engine, stack): # where the cache of answers is on
 def standing(
     plan: Plan, # What is to be asked
     engine: str | Engine | None, # A name, or an engine that runs; None is that of the settings
-) -> Iterator[str | Engine | None]: # One that runs, where it is behind an API and a large new run is planned
+    address: str | Path | None = None, # Of an engine process that runs already
+) -> Iterator[str | Engine | None]: # One that runs, where it is behind an API or an address, and the run large and new
     "Open what costs nothing to open, so that prompts can be built while it is asked."
-    behind = plan.server is not None and not (plan.judge or plan.variant.judge) and _is_large(plan)
-    with _opened(plan, engine, None, 0) if behind else contextlib.nullcontext(engine) as found: yield found
+    there = plan.server is not None or (address is not None and not hasattr(engine, "run"))
+    large = not (plan.judge or plan.variant.judge or plan.variant.follow_up) and _is_large(plan)
+    with _opened(plan, engine, address, 0) if there and large else contextlib.nullcontext(engine) as found: yield found
 
 # %% ../nbs/70_opening.ipynb #c24
 def afresh(

@@ -208,7 +208,7 @@ def plan_comparison(
                                                              "the third; leave one out.")
     if difference is not None and abs(difference) > design.largest:
         raise ConfigError(f"difference={difference:g} with discordance={design.largest:g}: a difference of shares "
-                          "comes from items that one alone gets right, so it is at most their share.")
+                          "comes from items that one alone gets right, so it is at most their share. 3 points: 0.03.")
     if n is None: p = plan_items(design, difference, power or 0.8, alpha)
     elif difference is None: p = plan_difference(design, n, power or 0.8, alpha)
     else: p = plan_power(design, n, difference, alpha)

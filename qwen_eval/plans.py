@@ -67,6 +67,8 @@ class Plan:
     asked: dict[str, Any] # Arguments as given
     judge: dict[str, Any] | None = None # Who judges the answers, where that is decided; part of the fingerprint
     server: dict[str, Any] | None = None # Arguments of an engine behind an API; None for others
+    stopping: Any = None # The `stopping.Rule` by which it may end early; None: all items are asked
+    twin: bool = False # Is it the A/A twin of a run: the same items, asked in another order?
 
     @property
     def variant(self) -> Variant: # The declaration behind the name
@@ -82,6 +84,11 @@ class Plan:
     def path(self) -> Path: # It need not exist
         "Folder of the run."
         return self.runs / run_id(fingerprint(self))
+
+    @property
+    def asking(self) -> tuple[Item, ...]: # Those that are wanted, as they are asked; another order for a twin
+        wanted = self.items[:self.limit]
+        return tuple(item_order(wanted, self.benchmark.id, -1 - self.order_seed)) if self.twin else wanted
 
     @property
     def keys(self) -> list[tuple[str, int]]: # Item id and epoch of every answer, in order
@@ -121,8 +128,7 @@ def fingerprint(
         if p.end_thinking: how["end_thinking"] = {"thinking_tok": p.thinking_tok, "text": thinking_end(m)}
     lora = plan.located.adapter if plan.located else None
     on_top = {"adapter": lora.revision if lora else m.adapter} if m.adapter else {}
-    judged = {"judge": plan.judge} if plan.judge else {}
-    return {"format": 1, **judged,
+    return {"format": 1, **{k: x for k, x in (("judge", plan.judge), ("twin", plan.twin)) if x},
             "model": {**on_top, "id": m.id, "hub_id": m.hub_id,
                       "revision": plan.located.revision if plan.located else m.revision,
                       "quantization": m.quantization, "template": template_hash(plan.tokenizer) if v.chat else ""},
@@ -267,6 +273,7 @@ def _way(benchmark, name, protocol, model, api=None):
     if v.score in scorers or v.score in batch_scorers: return name, v
     raise UnknownNameError("scorer", v.score, [*scorers.names(), *batch_scorers.names()], hint)
 
+
 # %% ../nbs/68_plans.ipynb #c11
 def plan_run(
     model: str | Path | Model, # A registered name, a checkpoint folder, a hub id (org/name@revision), or a `Model`
@@ -288,12 +295,13 @@ def plan_run(
     data_file: Path | str | None = None, # A file of rows, used as it is
     allow_specimens: bool = False, # May hand-written items stand in where no source answers?
     item_set: ItemSet | None = None, # The items, where they are loaded already
+    twin: bool = False, # An A/A twin: the same items in another order?
     runs: Path | str | None = None, # Folder of the runs; None is that of the settings
     **overrides: Any, # Fields of the protocol (`answer_tok=384`), or of the `Access` of an API (`base_url=...`) to set
 ) -> Plan: # With everything resolved
     "What a run would be; raises `ConfigError`, `UnknownNameError` or `IntegrityError` for whatever cannot work."
     data_file = expand(data_file) if data_file else data_file
-    asked = _filled({**locals(), "item_set": None})
+    asked = _filled({**locals(), "item_set": None, "twin": twin or None})
     m, api = _asked_of(model, engine, (adapter, chat_template, model_variant), overrides)
     p = find_protocol(protocol, **overrides, **_given({"n_shot": n_shot, "seed": seed}))
     b, ps, folder = find_benchmark(benchmark), find_preset(preset), _check_wish(limit, runs, system)
@@ -311,7 +319,7 @@ def plan_run(
                 item_set=item_set, items=items, limit=min(limit or len(items), len(items)),
                 epochs=n_epochs(p, len(items)), device=device, server=server, system=system, order_seed=order_seed,
                 engine=replace(api.info, effective={}) if api else who_answers(engine, ps, m, located, device),
-                marks=(*item_set.marks, *own, *_marks(engine, ps, not_sent)), runs=folder, asked=asked)
+                marks=(*item_set.marks, *own, *_marks(engine, ps, not_sent)), runs=folder, asked=asked, twin=twin)
 
 # %% ../nbs/68_plans.ipynb #c17
 KEPT_TOK = 1_000_000 # Tokens of prompts that are kept from a survey until they are asked: some 40 MB

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from array import array
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
@@ -224,7 +224,9 @@ class Beside:
         variant: Any, # The `Variant` that was asked
         items: Sequence[Item], # Of the benchmark
         options: Any = None, # `ScoreOptions`
+        watch: Callable[[Score], None] | None = None, # Told every score as it is made, in that thread
     ):
+        self._watch = watch
         self._items, self._waiting, self._rows, self._error = {i.id: i for i in items}, SimpleQueue(), Rows(items), None
         self._left, self._batch, self._since, self._taken = False, [], 0.0, {}
         how = score_items(self._pairs(), variant.score, variant, options or ScoreOptions())
@@ -254,7 +256,9 @@ class Beside:
     def _work(self, scores):
         try:
             for s in scores: # what has no score yet is tried again when all answers are there
-                if (c := self._taken.pop(s.key, None)) and s.status != "not_scored": self._rows.add(s, c)
+                if not (c := self._taken.pop(s.key, None)) or s.status == "not_scored": continue
+                self._rows.add(s, c)
+                if self._watch: self._watch(s)
         except BaseException as e: self._error = e # for the thread that waits
 
     def finish(self) -> Rows: # In the order in which they were made

@@ -33,7 +33,7 @@ SECTION_KEYS = {kind: tuple(keys.split()) for kind, keys in {
     "benchmark": "like kind title path hub config revision split shot_split n_shot shots stop variant task prompt "
                  "extract score metric question answer choices item_id stratum cluster solution tests entry_point "
                  "extra answer_key version licence notes",
-    "study": f"models checkpoints adapter chat_template system model_variant benchmarks presets protocol limit "
+    "study": f"models checkpoints cells adapter chat_template system model_variant benchmarks presets protocol limit "
              f"{_SAMPLING} allow_specimens allow_unsafe_code engine judge judge_tok notes "
              f"base_url served_model concurrency budget_usd budget_tok budget_h hypotheses alpha power half_width "
              "early aa"}.items()}
@@ -49,6 +49,7 @@ class Settings:
     cache: Path = Path("data/cache") # Fetched wheels, converted weights, item-set hashes of first loads
     specimens: Path = Path("data/specimens") # Hand-written items of the project
     reports: Path = Path("reports") # Figures, tables, reports
+    published: Path | None = None # A lab's own CSV of published scores, beside those that the project carries
     engine: dict[str, str] = field(default_factory=dict) # Engine defaults, such as `engine = vllm`
     declared: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict) # kind -> name -> key -> text
 
@@ -73,7 +74,7 @@ def check_name(
                       "letter or digit, and has at most 80 of them.")
 
 # %% ../nbs/02_settings.ipynb #c11
-PATH_KEYS = ("data", "runs", "cache", "specimens", "reports")
+PATH_KEYS = ("data", "runs", "cache", "specimens", "reports", "published")
 ENGINE_KEYS = ("engine", "dtype", "device", "tensor_parallel", "replicas", "cache",
                "base_url", "served_model", "server", "route", "key_env", "concurrency", # from base_url on: of APIs
                "timeout_s", "attempts", "patience_s", "budget_usd", "budget_tok", "stream")
@@ -104,7 +105,7 @@ def read_settings(
     parser = configparser.ConfigParser(interpolation=None, default_section="\0", inline_comment_prefixes=("#", ";"))
     parser.optionxform = str
     try:
-        if file: parser.read_string(Path(file).read_text(encoding="utf-8"), source=str(file))
+        if file: parser.read_string(_text(Path(file)), source=str(file))
     except (configparser.Error, UnicodeDecodeError, OSError) as e:
         raise ConfigError(f"{file} cannot be read: {e}") from None
     root = Path(file).parent if file else Path.cwd()
@@ -124,6 +125,14 @@ def read_settings(
     given |= {k: expand(v).resolve() for k, v in here.items()}
     defaults = {f.name: (root / f.default).resolve() for f in fields(Settings) if f.name in PATH_KEYS and f.default}
     return Settings(file=file, root=root.resolve(), engine=engine, declared=declared, **{**defaults, **given})
+
+def _text(file):
+    "What the file says; `ConfigError` where a hypothesis would be read as a comment."
+    for n, line in enumerate((text := file.read_text(encoding="utf-8")).splitlines(), 1):
+        if re.match(r"\s*[^#;\s].*\s;\s*\S+\s*(>=|!=|=|>)\s*\S+.*\son\s", line):
+            raise ConfigError(f"{file}, line {n}: ';' after a space begins a comment, and a hypothesis follows. Put "
+                              "each hypothesis on a line of its own, or write ';' without the space.")
+    return text
 
 def _known(where, given, known, file):
     for key in given:

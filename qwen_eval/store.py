@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'SEAL', 'run_id', 'differences', 'environment', 'check_free', 'RunWriter', 'claim', 'read_manifest',
-           'update_manifest', 'generate_stage', 'Session', 'now']
+           'update_manifest', 'disk_room', 'generate_stage', 'Session', 'now']
 
 # %% ../nbs/06_store.ipynb #c02
 import contextlib
@@ -28,7 +28,7 @@ from typing import Any
 # whoever reads a run takes these from here
 from .completions import Stored, as_line, n_answered
 from .completions import by_key as by_key, read_completions as read_completions
-from .errors import ConfigError, EngineError, IntegrityError
+from .errors import ConfigError, EngineError, IntegrityError, QwenEvalError
 from .fetch import write_atomic
 from .records import Completion
 
@@ -250,6 +250,21 @@ def _plain(x):
     if isinstance(x, Path): return str(x)
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
+# %% ../nbs/06_store.ipynb #d02
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+@contextlib.contextmanager
+def disk_room(
+    path: Path, # The run's folder
+) -> Iterator[None]:
+    "Turns the error of a disk that takes no more into a `QwenEvalError` that says how to go on."
+    try: yield
+    except OSError as e:
+        if e.errno not in _FULL: raise
+        n = n_answered(by_key(read_completions(path / "completions.jsonl")[0]))
+        raise QwenEvalError(f"Run {path.name} stopped: {e.filename or path} takes no more ({e.strerror}). {n} answers "
+                            "are stored; make room and run the same again to go on.") from e
+
 # %% ../nbs/06_store.ipynb #c43
 def generate_stage(
     n_done: int, # Answers that are stored and no engine errors
@@ -270,6 +285,7 @@ class Session:
         n_items: int, # Items wanted
         epochs: int, # Repeats of each item
         measure: Callable[[], dict[str, Any]] | None = None, # What was used until now; kept as `performance`
+        interim: Callable[[], dict[str, Any] | None] | None = None, # The estimate so far; kept while it lasts
         **facts: Any, # What else the manifest shall say about this sitting
     ):
         manifest = read_manifest(writer.path)
@@ -280,7 +296,7 @@ class Session:
         self.n_wanted = self.n_items * epochs
         counts = dict.fromkeys(("n_completions", "n_from_cache", "n_errors", "n_prompt_tok", "n_output_tok"), 0)
         self.now = {"started": now(), "limit": n_items, **facts, **counts, "environment": environment()}
-        self.measure = measure
+        self.measure, self.interim = measure, interim
         self.save()
 
     def count(
@@ -301,6 +317,8 @@ class Session:
         self.saved = time.perf_counter()
         self.now |= {"generate_s": round(self.saved - self.begin, 3), "finished": now()}
         if self.measure and (used := self.measure()): self.now["performance"] = used
+        if found := self.interim and self.interim(): self.now["interim"] = found
+        elif self.interim is None: self.now.pop("interim", None)
         stage = generate_stage(self.n_done, self.n_items, self.epochs)
         update_manifest(self.path, sessions=[*self.before, self.now], stages={"generate": stage})
 

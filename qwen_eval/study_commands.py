@@ -6,10 +6,13 @@
 __all__ = ['study', 'StudyName', 'finish', 'study_list', 'study_plan', 'study_run', 'study_report', 'study_status']
 
 # %% ../nbs/89_study_commands.ipynb #n03
+import contextlib
+import gc
 import sys
 from typing import Annotated
 import typer
-from .console import CacheFlag, JsonFlag, group, say, table
+from .console import (CacheFlag, DryRunFlag, ExecutorName, JsonFlag, OnlyRuns, ParallelNumber, RetriesNumber,
+                               group, say, table)
 from .layout import line_width
 
 # %% ../nbs/89_study_commands.ipynb #n05
@@ -18,9 +21,19 @@ def finish(outcome, as_json):
     from qwen_eval.closing import outcome_text
     from qwen_eval.terminal import is_terminal
     found = {"rows": outcome.rows, "differences": outcome.differences} if outcome.differences else outcome.rows
+    if outcome.decisions and outcome.decisions.decisions: found = {
+        "rows": outcome.rows, "differences": outcome.differences, "decisions": outcome.decisions.data()}
     say(found, lambda _: outcome_text(outcome, is_terminal(), line_width()), as_json)
     for failure in outcome.failures: print(f"FAILED {failure}", file=sys.stderr)
     if outcome.failures: raise typer.Exit(1)
+
+@contextlib.contextmanager
+def _uncollected(): # tens of thousands of items are loaded, of which nothing is garbage: a quarter of the time
+    was = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if was: gc.enable()
 
 # %% ../nbs/89_study_commands.ipynb #n07
 study = group("Planned sets of runs ([study.NAME] in settings.ini).")
@@ -43,36 +56,53 @@ def study_list(as_json: JsonFlag = False):
 
 @study.command("plan")
 def study_plan(name: StudyName, as_json: JsonFlag = False):
-    """Say what a study would do, and check that it can, without starting an engine.
+    """Say what a study would do, what it can show and what it will take, without starting an engine.
+
+    Where weights or data are not on this machine, the plan goes as far as it can and says so.
 
     \b
     qwen-eval study plan demo
     """
-    from qwen_eval.studies import contexts, plan, plan_text
+    from qwen_eval.analysis_plan import document_text, plan_document
+    from qwen_eval.contexts import contexts
+    from qwen_eval.studies import plan
     from qwen_eval.terminal import is_terminal
     from qwen_eval.warm import memory_text
-    planned = plan(name)
-    needed = contexts(planned)
-    say(planned.rows(), lambda rows: plan_text(planned, is_terminal(), line_width()) + memory_text(planned, needed),
-        as_json)
+    with _uncollected():
+        planned = plan(name, outline=True)
+        needed, found = contexts(planned), plan_document(planned)
+        def text(d): return document_text(planned, d, is_terminal(), line_width()) + memory_text(planned, needed)
+        say(found, text, as_json)
 
 # %% ../nbs/89_study_commands.ipynb #n08
 @study.command("run")
-def study_run(name: StudyName, cache: CacheFlag = None, as_json: JsonFlag = False):
+def study_run(name: StudyName, only: OnlyRuns = None, dry_run: DryRunFlag = False, retries: RetriesNumber = 1,
+              executor: ExecutorName = "threads", parallel: ParallelNumber = 1, cache: CacheFlag = None,
+              as_json: JsonFlag = False):
     """Do a study: one engine per model and preset, one executed notebook per run. Run it again to resume.
 
     \b
     qwen-eval study run demo
+    qwen-eval study run demo --dry-run
+    qwen-eval study run demo --only model=smollm2_135m,benchmark=gsm8k --only preset=performance
     """
-    from qwen_eval.runner import run_study
-    finish(run_study(name), as_json)
+    from qwen_eval.runner import run_study, todo_rows
+    if dry_run:
+        columns = {k: k.replace("_", " ") for k in ("n", "engine", "model", "preset", "benchmark", "state", "n_left")}
+        none = "Nothing is left to do."
+        say(todo_rows(name, only or ()), lambda rows: table(rows, columns) if rows else none, as_json)
+    else: finish(run_study(name, only=only or (), retries=retries, by=executor, parallel=parallel), as_json)
 
+# %% ../nbs/89_study_commands.ipynb #n28
 @study.command("report")
 def study_report(name: StudyName, as_json: JsonFlag = False):
-    """Write table, figure and report again from what is stored, without an engine.
+    """Decide and report again from what is stored, without an engine: HTML, PDF, Markdown, LaTeX, JSON.
+
+    What failed when the study was run last is said as well, and the status is 1 then.
 
     \b
     qwen-eval study report demo
+    qwen-eval report demo --json
     """
     from qwen_eval.closing import close_study
     finish(close_study(name), as_json)
@@ -84,6 +114,11 @@ def study_status(name: StudyName, as_json: JsonFlag = False):
     \b
     qwen-eval study status demo
     """
+    from qwen_eval.live import LiveRows
     from qwen_eval.studies import plan, status_rows
-    columns = {k: k.replace("_", " ") for k in ("model", "preset", "benchmark", "n_items", "n_done", "state")}
-    say(status_rows(plan(name)), lambda rows: table(rows, columns), as_json)
+    planned = plan(name)
+    found = [row | {k: live[k] for k in ("state", "estimate")} if live["state"] != "waiting" else row | {"estimate": ""}
+             for row, live in zip(status_rows(planned), LiveRows(planned.runs).rows(), strict=True)]
+    for row in found: row["state"] = "partial" if row["state"] in ("asking", "scoring") else row["state"]
+    shown = ("model", "preset", "benchmark", "n_items", "n_done", "state", "estimate")
+    say(found, lambda rows: table(rows, {k: k.replace("_", " ") for k in shown}), as_json)

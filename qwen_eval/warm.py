@@ -32,7 +32,7 @@ def answered(
     runs: Sequence[Planned], # Runs of one model under one preset
 ) -> bool: # Has their engine nothing left to do?
     "Whether all that an engine can give to some runs is stored."
-    def done(r): return r.n_done() == r.n_answers and (r.state() == "complete" or not (r.jury and r.jury.shared))
+    def done(r): return not r.n_left() and (r.state() == "complete" or not (r.jury and r.jury.shared))
     return all(r.plan.engine.name in APIS or done(r) for r in runs) # a server is no process of ours
 
 # %% ../nbs/86_warm.ipynb #c08
@@ -129,8 +129,8 @@ class Engines:
         return None
 
     def _look(self, process, runs, then, over): # until the last answer is there, then hand over
-        counts, future = [(LineCount(r.path / "completions.jsonl"), r.n_answers) for r in runs], Future()
-        while any(c.poll() < n for c, n in counts) or not answered(runs):
+        counts, future = [(LineCount(r.path / "completions.jsonl"), r) for r in runs], Future()
+        while any(c.poll() < r.n_answers and not r.stopped() for c, r in counts) or not answered(runs):
             if over.wait(0.5): return
         if over.wait(self.grace_s): return
         with self._lock:

@@ -18,6 +18,7 @@ def weigh(
     metric: str, # Id of a registered metric that was measured, or `pass@k` or `pass^k` for a k up to the epochs
     level: float = 0.95, # Confidence level, fraction
     max_error_rate: float = 0.01, # Share of missing values (engine errors) above which to refuse, fraction
+    population: int | None = None, # Items of the benchmark, where the claim is about them only; None: endless
 ) -> Estimate: # NaN where nothing was judged
     "The estimate of a metric over scored items; raises `ConfigError` where it was not measured or too much is missing."
     from qwen_eval.metrics import metrics
@@ -29,10 +30,21 @@ def weigh(
     frame = _that_count(frame, m)
     known = frame.status.value_counts()
     counts = {s: int(known.get(s, 0)) for s in STATUSES}
-    found = estimate(_matrix(frame, m.column), m.kind, m.range, level, max_error_rate, metric, m.estimand, counts)
+    if population is not None: _check_plain(frame, m, metric, of_k)
+    found = estimate(_matrix(frame, m.column), m.kind, m.range, level, max_error_rate, metric, m.estimand, counts,
+                     population)
     if of_k: return _of_k(frame, m, found, int(of_k[2]), of_k[1] == "^")
     if m.weights: return _over_strata(frame, m, found)
     return _over_clusters(frame, m, _by_item_weight(frame, m, found) if m.item_weight else found)
+
+# %% ../nbs/69_weighing.ipynb #n2d8a4e7
+def _check_plain(frame, m, metric, of_k):
+    "A finite population is known of plain means of single items only."
+    odd = {"strata are weighed": m.weights, "items do not count the same": m.item_weight, "k answers are drawn": of_k,
+           "items come in clusters": (frame.cluster.fillna("") != "").any() if "cluster" in frame else False}
+    if why := [k for k, there in odd.items() if there]:
+        raise ConfigError(f"{metric}: {' and '.join(why)}, for which no finite-population correction is known here; "
+                          "leave the population out.")
 
 def _that_count(frame, metric): # an answer that the engine could not make has no weight, and counts as missing
     if not metric.item_weight: return frame

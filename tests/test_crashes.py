@@ -291,8 +291,8 @@ def test_an_engine_that_dies_again_and_again_is_a_stop_that_can_be_resumed(lab):
     lab.start(short(0))
     assert lab.wait() == 0
     check(lab, short(0), 4)
-    lab.start(short(1), dies_after=0) # not a single answer: no second try
-    assert lab.wait() == 1 and lab.out.read_text().count("ended with status 1") - text.count("ended with status 1") == 2
+    lab.start(short(1), dies_after=0) # not a single answer: one retry, and no more
+    assert lab.wait() == 1 and lab.out.read_text().count("ended with status 1") - text.count("ended with status 1") == 3
 
 
 def test_refused_empty_and_cut_off_answers_are_counted_and_shown(lab):

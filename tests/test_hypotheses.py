@@ -83,7 +83,8 @@ def test_all_that_is_wrong_is_said_with_its_line():
 
 def test_two_tests_of_one_pair_that_are_not_the_same_one():
     assert len(parsed("large > small on gsm8k; large = small within 0.02 on gsm8k; "
-                      "large >= small within 0.02 on gsm8k; small >= large within 0.02 on gsm8k; large > small on gsm8k metric label_acc")) == 5
+                      "large >= small within 0.02 on gsm8k; "
+                      "small >= large within 0.02 on gsm8k; large > small on gsm8k metric label_acc")) == 5
 
 
 def test_letter_against_cloze_and_margins_beyond_the_metric():

@@ -19,6 +19,7 @@ from tiny_models import save_tiny_qwen3, train_tokenizer
 from qwen_eval.conformance import judged as judged_checks
 from qwen_eval.conformance.base import Check, compare, conformance
 from qwen_eval.conformance.judged import cut_out
+from qwen_eval.contexts import contexts
 from qwen_eval.datasets.base import load
 from qwen_eval.datasets.judged import TEMPERATURES, alpaca_eval, mt_bench
 from qwen_eval.engines.all import start
@@ -44,7 +45,7 @@ from qwen_eval.runner import _judging, parameters, run_study
 from qwen_eval.runs import benchmark_label, list_runs, open_run, summary
 from qwen_eval.settings import settings
 from qwen_eval.store import read_completions, read_manifest, update_manifest
-from qwen_eval.studies import Study, contexts, plan
+from qwen_eval.studies import Study, plan
 from qwen_eval.tables import run_table, show_table
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -180,7 +180,7 @@ def test_a_preset_that_does_nothing_is_equivalent():
 def test_floor_and_ceiling_are_not_testable(share):
     found = preset_matters(*engine(share, 300, rng()), margin=0.02)
     assert found.verdict.startswith("not testable: needs ") and found.needs > 300
-    assert str(found.needs) in found.verdict
+    assert f"{found.needs:,}" in found.verdict
 
 
 def test_guessing_is_a_floor():

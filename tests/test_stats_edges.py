@@ -352,3 +352,41 @@ def test_the_checks_would_see_a_flaw():
     bad = Estimate(value=0.5, low=math.nan, high=1.2, method="x", scale="share")
     assert len(list(flaws(bad))) > 1 and list(flaws({"a": [np.array([math.nan])]}))
     assert faults(lambda: np.zeros(0).mean(), {}) and faults(lambda: 1 / 0, {}) and not faults(lambda: 1, {})
+
+
+MIXED = [1, "1", 2, "b", None]
+LABELLED = { # what takes labels or ids of items -> a call with the given ones
+    "paired.paired_difference": lambda f, ids: f([1, 0, 1, 0, 1], [1, 1, 0, 0, 1], ids, ids[::-1]),
+    "labels.share_from_labels": lambda f, ids: f(ids * 2, [1, 0] * 5),
+    "labels.error_rates": lambda f, ids: f([1, 0] * 5, ids * 2, [1, 0] * 5),
+    "multiple.compare_all": lambda f, ids: f(X[:, :10], THREE, groups=ids * 2),
+    "design.anova": lambda f, ids: f(R[0][:15], {"preset": ids * 3}),
+    "design.item_anova": lambda f, ids: f(X[:, :10], ["model"], ids * 2),
+    "mixed.linear_mixed": lambda f, ids: f(R[0][:20], {"model": list("aabb") * 5}, ids * 4),
+    "power.from_pilot": lambda f, ids: f(X[0][:10], X[1][:10], ids * 2),
+    "clustered.clustered_mean": lambda f, ids: f(X[0][:10], ids * 2),
+    "clustered.stratified_clustered": lambda f, ids: f(X[0][:10], ids * 2),
+}
+
+
+@pytest.mark.parametrize("path", LABELLED)
+def test_labels_of_several_kinds_stay_apart_and_a_missing_one_is_named(path):
+    "People label with what their tables hold: numbers, texts, and holes."
+    function = public()[path]
+    mixed, plain = (repr(LABELLED[path](function, ids)) for ids in ([1, "1", 2, "b", 3.5], list("vwxyz")))
+    assert mixed == plain or path == "multiple.compare_all" # which names its groups
+    if path == "paired.paired_difference": return # None is an id as good as another
+    with pytest.raises(ConfigError, match=r"no (label|level|stratum)"): LABELLED[path](function, MIXED)
+
+
+def test_items_that_one_model_lacks_are_named_whatever_their_ids_are():
+    differ = importlib.import_module("qwen_eval.stats.paired").paired_difference
+    with pytest.raises(ConfigError, match="2 belong to one only"): differ([1, 0], [1, 0], ["a", 1], ["a", "c"])
+    with pytest.raises(ConfigError, match="items=None"): differ([1, 0], [1, 0], None, None)
+
+
+def test_a_level_may_be_any_number():
+    wilson = importlib.import_module("qwen_eval.stats.intervals").wilson
+    assert wilson(7, 20, np.float32(0.9)).high == pytest.approx(wilson(7, 20, 0.9).high, abs=1e-6)
+    for level in ("0.95", None, True, [0.95], np.nan):
+        with pytest.raises(ConfigError, match="confidence level"): wilson(7, 20, level)

@@ -39,6 +39,7 @@ def refused(call, *args, **more):
     ([1, 0], [1, 0], {"items": "ab"}, "of both sides"), (HALF, ZEROS, {"discordance": 1.5}, "discordance=1.5"),
     ([1, 0], [1, 0], {"items": "ab", "reference_items": "ac"}, "not asked the same items"),
     ([1, 0], [1, 0], {"items": "aa", "reference_items": "aa"}, "each item once"),
+    ([1, 0], [1, 0], {"margin": 2}, "0.02 for two points"), ([1, 0], [1, 0], {"margin": (-1, 0.1)}, "differ by 1"),
 ])
 def test_what_cannot_be_compared_is_refused(a, b, more, says):
     assert says in refused(equivalence, a, b, **{"margin": 0.05, **more})
@@ -56,7 +57,7 @@ def test_edges_get_a_verdict(a, b, verdict):
     x = e.estimate
     assert -1 <= x.low <= x.value <= x.high <= 1 and 0 <= x.p_value <= 1 and x.n_items == len(a)
     assert e.testable == ("testable" not in e.verdict) and 0 <= e.power <= 1
-    if not e.testable: assert f"needs {e.needs} items" in e.verdict and (e.needs > len(a) or e.needs_margin < 0.06)
+    if not e.testable: assert f"needs {e.needs:,} items" in e.verdict and (e.needs > len(a) or e.needs_margin < 0.06)
     assert e.verdict in str(e) and e.verdict[1:] in e.sentence and e.latex_rows() and len(e.table()) == 1
 
 

@@ -23,6 +23,7 @@ from qwen_eval.stats.intervals import (
     wilson,
 )
 from qwen_eval.stats.rates import event_rate, quantile
+from qwen_eval.stats.results import number, whole
 from qwen_eval.stats.robust import iqm, probability_of_improvement
 
 NAN, INF = math.nan, math.inf
@@ -110,8 +111,30 @@ def test_what_has_no_mean_is_refused(values):
 def test_bca_is_that_of_scipy():
     x = rng(3).gamma(1.5, size=40)
     theirs = stats.bootstrap((x,), np.mean, method="BCa", n_resamples=40_000, rng=rng(1)).confidence_interval
-    mine = mean_bca(x, rng(2), (0, INF), n_resamples=40_000)
+    mine = mean_bca(x, rng(2), (0, INF), n_resamples=40_000, expand=False)
     assert np.allclose((mine.low, mine.high), theirs, atol=0.01)
+
+
+def test_bca_of_few_items_is_expanded():
+    "By the quantile of Student's t and the root of n / (n - 1), which the draws lack (Hesterberg 2015)."
+    for n, wider in ((8, stats.t.ppf(0.975, 7) * (8 / 7) ** 0.5 / 1.96), (400, 1.004)):
+        x = rng(4).normal(size=n)
+        x = np.r_[x, -x] / 4 if n > 100 else np.r_[x[:4], -x[:4]] / 4 # symmetric, so that nothing else moves the ends
+        new, old = (mean_bca(x, rng(5), (-INF, INF), n_resamples=20_000, expand=e) for e in (True, False))
+        assert (new.high - new.low) / (old.high - old.low) == pytest.approx(wider, rel=0.03)
+        assert "Hesterberg 2015" in new.how and "Efron 1987" in old.how
+    for level in (0.99, 0.9999, 1 - 1e-12): sound(mean_bca([0, 0, 0.1, 1], rng(), level=level, n_resamples=200), 0, 1)
+
+
+@pytest.mark.parametrize("given, said", [
+    ((math.nan,), "give one finite number."), (("3",), "give one finite number."), ((-1, 0), "number, 0 or more."),
+    ((9, -1e100, 3), "number, 3 or less."), ((2, 0, 1), "number, 0 to 1."), ((1e200,), "number, -1e+100 to 1e+100."),
+    ((0, 0, 1, False), "number, above 0 and below 1."), ((0, 0, 1e100, False), "number, above 0."),
+])
+def test_a_number_is_asked_for_in_the_range_that_it_has(given, said):
+    value, *limits = given
+    with pytest.raises(ConfigError) as e: number(value, "x", *limits)
+    assert str(e.value).endswith(said) and f"x={value!r}" in str(e.value)
 
 
 def test_bootstrap_memory_is_bounded():
@@ -275,3 +298,13 @@ def test_same_seed_same_bytes_and_the_global_state_is_untouched():
         assert to_json(call(rng(7))) == to_json(call(rng(7)))
         assert to_json(call(rng(7))) != to_json(call(rng(8)))
     assert before == (random.getstate(), np.random.get_state()[1].tobytes())
+
+
+@pytest.mark.parametrize("given, said", [
+    ((-1,), "number, 0 at least."), ((2.5, 1, 100), "number, 1 at least and 100 at most."),
+    ((1e13,), "number, 0 at least and 1,000,000,000,000 at most."), ((math.nan, 1), "number, 1 at least."),
+])
+def test_a_whole_number_is_asked_for_in_the_range_that_it_has(given, said):
+    value, *limits = given
+    with pytest.raises(ConfigError) as e: whole(value, "n", *limits)
+    assert str(e.value).endswith(said)

@@ -121,7 +121,11 @@ def test_groups_are_compared_apart_and_adjusted_together():
 
 def test_results_print_a_table_latex_and_a_sentence():
     found = compare_all([[1, 0, 1, 1], [0, 0, 1, 0]], ["a_1", "b"])
-    assert len(found.table()) == 1 and found.latex_rows().startswith(r"a\_1 & b & 0.5") and "Holm" in found.sentence
+    assert len(found.table()) == 1 and "Holm" in found.sentence
+    assert found.latex_rows().startswith(r"a\_1 & b & 50.0 & $-$26.3")
+    assert "& 0.250 & 0.250 &" in found.latex_rows() and found.latex_rows().endswith(r"& 4 \\")
+    graded = compare_all([[9, 2, 7, 8], [3, 2, 5, 1]], ["a", "b"], range=(1, 10))
+    assert "& 3.75 &" in graded.latex_rows() # of a score from 1 to 10 there are no points
     assert "<table>" in found._repr_html_() and "a_1" in str(found)
 
 

@@ -90,7 +90,7 @@ def test_few_items_find_nothing():
     ([0, 0, 0], [0, 0, 0], None, "no discordant"), ([0.5, 0.25], [0.25, 0.0], None, "too small"),
     ([1, math.nan], [1, 0], None, "not finite"), ([1, 0, 1], [1, 0], None, "same ones"),
     ([1, 0, 1], [0, 0, 1], ["a"] * 3, "1 clusters"), ([1, 0, 1], [0, 0, 1], "abc", "3 clusters"),
-    ([1, 0, 1], [0, 0, 1], "ab", "2 cluster names"), ([1, 0, 1, 1], [1, 0, 1, 1], "aabb", "too small"),
+    ([1, 0, 1], [0, 0, 1], "ab", "2 clusters for"), ([1, 0, 1, 1], [1, 0, 1, 1], "aabb", "too small"),
 ])
 def test_what_is_no_pilot(a, b, clusters, says):
     assert says in refused(from_pilot, a, b, clusters if clusters is None else list(clusters))
@@ -174,3 +174,33 @@ def test_more_epochs_help_only_where_answers_vary():
     assert many < few / 4
     steady = PairedReal(item_variance=0.2)
     assert plan_items(replace(steady, n_epochs=(8, 8)), 0.05).n == plan_items(steady, 0.05).n
+
+
+@pytest.mark.parametrize("design", [PairedBinary(discordance=0.12, bounds=(0.08, 0.17)), *DESIGNS], ids=named)
+def test_a_loss_is_planned_for_as_a_gain_is(design):
+    "Also where a pilot's lower bound lets the models differ less than was asked."
+    up, down = (plan_power(design, 300, gap) for gap in (0.1, -0.1))
+    assert up.power == pytest.approx(down.power, rel=1e-9) and up.between == down.between
+    assert "-0.1" in down.sentence and plan_items(design, -0.1).n == plan_items(design, 0.1).n
+
+
+def test_labels_of_a_pilot_are_told_apart_as_elsewhere():
+    a, b = [0, 1, 1, 0, 1, 1], [1, 1, 0, 0, 1, 0]
+    for labels in ([None, "x", "x", "y", "y", "y"], [math.nan, 1, 1, 2, 2, 2]):
+        assert "no label" in refused(from_pilot, a, b, labels)
+    mixed, apart = (from_pilot(a, b, labels) for labels in ([1, 1, "1", "1", 2, 2], list("aabbcc")))
+    assert mixed == apart and mixed.cluster_size == 2 and type(mixed.icc) is float
+    assert "level=95" in refused(from_pilot, a, b, level=95)
+
+
+@pytest.mark.parametrize("design, given, says", [
+    (PairedBinary, {"discordance": "a tenth"}, "discordance='a tenth'"), (TwoSamples, {"sd": None}, "sd=None"),
+    (PairedReal, {"item_variance": "0.1"}, "variance='0.1'"), (PairedReal, {"item_variance": math.inf}, "variance=inf"),
+    (PairedReal, {"item_variance": 0.1, "noise": 0.2}, "two of each"),
+    (PairedReal, {"item_variance": 0.1, "n_epochs": (1, 2, 3)}, "two of each"),
+    (PairedReal, {"item_variance": 0.1, "n_epochs": (1, None)}, "epochs=None"),
+    (Clustered, {"sd": 0.4, "icc": "high", "cluster_size": 4}, "icc='high'"),
+    (Clustered, {"sd": 0.4, "icc": 0.1, "cluster_size": 0.5}, "cluster_size=0.5"),
+    (Clustered, {"sd": 0.4, "icc": 0.1, "cluster_size": 4, "size_cv": math.nan}, "size_cv=nan"),
+])
+def test_an_assumption_that_is_none_is_named(design, given, says): assert says in refused(design, **given)

@@ -76,7 +76,7 @@ def test_two_presets_two_benchmarks_and_nothing_twice(lab, monkeypatch):
     assert set(side["run_ids"]) == {r.id for r in list_runs()}
 
     def no(*_, **__): raise AssertionError("started again")
-    for name in ("EngineProcess", "run_notebook", "contexts"): monkeypatch.setattr(runner, name, no)
+    for name in ("EngineProcess", "job_of", "contexts"): monkeypatch.setattr(runner, name, no)
     before = {f: f.stat().st_mtime_ns for f in (lab / "runs").rglob("*") if f.is_file()}
     begin = time.perf_counter()
     again = do(SMALL)
@@ -125,7 +125,7 @@ def test_a_folder_is_found_from_the_kernels_own_place(lab, monkeypatch):
     from qwen_eval.studies import Planned
     (lab / "elsewhere" / "my_model").mkdir(parents=True)
     monkeypatch.chdir(lab / "elsewhere")
-    here = SimpleNamespace(runs=lab)
+    here = SimpleNamespace(runs=lab, stopping=None)
     assert parameters(Planned(here, "my_model", "balanced", "gsm8k"), ONE)["model"] == str(lab / "elsewhere/my_model")
     assert parameters(Planned(here, "smollm2", "balanced", "gsm8k"), ONE)["model"] == "smollm2"
 
@@ -167,7 +167,7 @@ def test_what_is_stored_is_not_asked_again(lab):
 def test_the_engine_is_stopped_whatever_happens(lab, monkeypatch, error):
     started, others = [], set(psutil.Process().children()) # those of earlier tests in this process
 
-    def fails(runs, study, folder, address, parallel, say):
+    def fails(runs, study, folder, address, *_):
         started.extend(set(psutil.Process().children()) - others)
         assert Path(address).exists() and started
         raise error
@@ -187,14 +187,14 @@ def test_an_interrupted_group_ends_its_kernels(lab, monkeypatch):
     def kernels():
         return [c for c in psutil.Process().children(recursive=True) if any("ipykernel" in x for x in c.cmdline())]
 
-    def interrupted(jobs):
+    def interrupted(*_):
         end = time.monotonic() + 60
         while not kernels() and time.monotonic() < end: time.sleep(0.2)
         assert kernels()
         time.sleep(2)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "as_completed", interrupted)
+    monkeypatch.setattr("qwen_eval.executors.ThreadExecutor.poll", interrupted)
     begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt): do(ONE)
     assert time.monotonic() - begin < 100
@@ -282,10 +282,10 @@ def test_programs_left_unscored_are_scored_once_that_is_allowed(lab, monkeypatch
 
 
 def test_a_protocol_keeps_its_seed_and_a_benchmark_is_loaded_once(lab, monkeypatch):
-    import qwen_eval.plans as plans
+    import qwen_eval.studies as studies
     (lab / "settings.ini").write_text((lab / "settings.ini").read_text() + "[protocol.warm]\nseed = 7\n")
-    loaded, real = [], plans.load
-    monkeypatch.setattr(plans, "load", lambda b, *a, **k: loaded.append(b.id) or real(b, *a, **k))
+    loaded, real = [], studies.load
+    monkeypatch.setattr(studies, "load", lambda b, *a, **k: loaded.append(b.id) or real(b, *a, **k))
     found = plan(replace(SMALL, protocol="warm"))
     assert {r.plan.protocol.seed for r in found.runs} == {7} and sorted(loaded) == sorted(SMALL.benchmarks)
     assert {r.plan.protocol.seed for r in plan(replace(SMALL, protocol="warm", seed=1)).runs} == {1}

@@ -26,6 +26,7 @@ from qwen_eval.errors import ConfigError, EngineError
 from qwen_eval.evaluation import evaluate
 from qwen_eval.hardware import Device, fit, n_replicas, require_fit, with_cards
 from qwen_eval.models import model
+from qwen_eval.ordering import execution_order
 from qwen_eval.presets import GIB, engine_args, memory_plan, preset, presets
 from qwen_eval.records import Completion, Request
 from qwen_eval.runner import run_study
@@ -67,14 +68,14 @@ def counting(monkeypatch):
 def do(study): return run_study(study, notebooks=False, stream=io.StringIO())
 
 
-def slow_scoring(monkeypatch, benchmark, seconds, seen):
-    "The scoring of a benchmark waits until something is so, or some seconds."
+def slow_scoring(monkeypatch, seconds, seen):
+    "The scoring of the last run of each engine waits until something is so, or some seconds."
     import qwen_eval.evaluation as evaluation
-    real = evaluation.score_run
+    real, last = evaluation.score_run, {g[-1].path.name for g in execution_order(plan(FOUR).runs)}
 
     def wait(path, *a, **k):
         end = time.monotonic() + seconds
-        while f"--{benchmark}--" in path.name and not seen(path) and time.monotonic() < end: time.sleep(0.05)
+        while path.name in last and not seen(path) and time.monotonic() < end: time.sleep(0.05)
         return real(path, *a, **k)
     monkeypatch.setattr(evaluation, "score_run", wait)
 
@@ -95,7 +96,7 @@ def test_the_next_engine_starts_while_the_last_run_is_scored(lab, counting, monk
         n = 1 + FOUR.presets.index(path.name.split("--")[2])
         started[n] = len(counting.made) > n
         return started[n] or n == 3
-    slow_scoring(monkeypatch, "truthfulqa", 20, next_is_there)
+    slow_scoring(monkeypatch, 20, next_is_there)
     assert not do(FOUR).failures
     assert started == {1: True, 2: True, 3: False} and counting.beside == [0, 0, 0] and len(counting.made) == 3
 
@@ -104,7 +105,7 @@ def test_an_engine_killed_amid_a_group_is_started_again_and_nothing_is_lost_or_d
     study, killed = replace(FOUR, presets=("balanced",)), []
 
     def kill():
-        [second] = [r for r in plan(study).runs if r.benchmark == "arc_challenge"]
+        second = execution_order(plan(study).runs)[0][1]
         file = second.path / "completions.jsonl"
         while not (file.exists() and file.read_bytes().count(b"\n")): time.sleep(0.002)
         os.kill(counting.made[0].process.pid, signal.SIGKILL)
@@ -125,15 +126,16 @@ def test_an_engine_killed_amid_a_group_is_started_again_and_nothing_is_lost_or_d
 
 def test_a_scorer_that_fails_after_the_engine_went_is_no_death_of_the_engine(lab, counting, monkeypatch):
     import qwen_eval.evaluation as evaluation
-    real = evaluation.score_run
+    study = replace(FOUR, presets=("balanced",))
+    real, last = evaluation.score_run, execution_order(plan(study).runs)[0][-1].path.name
 
     def fails(path, *a, **k):
-        if "--truthfulqa--" not in path.name: return real(path, *a, **k)
+        if path.name != last: return real(path, *a, **k)
         end = time.monotonic() + 20
         while counting.made[-1].process.poll() is None and time.monotonic() < end: time.sleep(0.05)
         raise ConfigError("this scorer is broken")
     monkeypatch.setattr(evaluation, "score_run", fails)
-    outcome = do(replace(FOUR, presets=("balanced",)))
+    outcome = do(study)
     assert [f.message for f in outcome.failures] == ["this scorer is broken"] and len(counting.made) == 1
 
 
@@ -141,7 +143,7 @@ def test_a_scorer_that_fails_after_the_engine_went_is_no_death_of_the_engine(lab
 def test_an_engine_started_ahead_is_ended_when_the_study_is(lab, counting, monkeypatch, error):
     def ahead(path):
         if len(counting.made) > 1: raise error
-    slow_scoring(monkeypatch, "truthfulqa", 20, ahead)
+    slow_scoring(monkeypatch, 20, ahead)
     with pytest.raises(error): do(FOUR)
     assert len(counting.made) == 2 and not [p for p in counting.made if p.process.poll() is None]
 
@@ -160,12 +162,12 @@ def test_an_engine_that_does_not_start_ahead_fails_its_own_runs(lab, counting, m
 
 def test_groups_with_the_same_weights_follow_each_other(lab, tmp_path):
     from types import SimpleNamespace
-    def group(name, folder):
-        located = SimpleNamespace(path=Path(folder))
-        return (SimpleNamespace(model=name, plan=SimpleNamespace(located=located), state=lambda: "to do"),)
-    groups = [group("a", "x"), group("b", "y"), group("a+adapter", "x"), group("c", "z"), group("b2", "y")]
-    order = runner._todo(SimpleNamespace(groups=lambda: groups))
-    assert [g[0].model for g in order] == ["a", "a+adapter", "b", "b2", "c"]
+
+    from qwen_eval.ordering import execution_order
+    def run(name, folder):
+        return SimpleNamespace(model=name, preset="p", plan=SimpleNamespace(located=SimpleNamespace(path=Path(folder))))
+    runs = [run("a", "x"), run("b", "y"), run("a+adapter", "x"), run("c", "z"), run("b2", "y")]
+    assert [g[0].model for g in execution_order(runs)] == ["a", "a+adapter", "b", "b2", "c"]
 
 
 # ---------------------------------------------------------------- memory

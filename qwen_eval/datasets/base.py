@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from .declared import Benchmark, derivations
-from ..errors import ConfigError, IntegrityError
+from ..errors import AbsentError, ConfigError, IntegrityError
 from ..fetch import sha256, wheel_members, write_atomic
 from ..own_files import check_first_load, scan_rows
 from ..records import Item
@@ -262,7 +262,8 @@ def _load_file(benchmark, path, kind, known, settings):
         raise error(f"{path} cannot be read ({e.strerror}); it should hold rows of {benchmark.id}.") from None
     files = known.get("files", {}) if kind != "specimen" else {}
     is_known = check_bytes(path, path.name, data, files)
-    key = is_known and (repr(benchmark), kind, path.name, sha256(data))
+    kept = is_known or (kind == "file" and not benchmark.own) # whose rows are read by code of ours alone
+    key = kept and (repr(benchmark), kind, path.name, sha256(data), str(settings.cache))
     if found := _LOADED.get(key): return found
     try:
         table = (scan_rows if benchmark.own and not known else read_rows)(path, data)
@@ -270,7 +271,7 @@ def _load_file(benchmark, path, kind, known, settings):
         source = f"{'file' if kind == 'custom' else kind}:{path.name}"
         found = _settle(benchmark, table, kind, source, str(path), known, settings)
         while len(_LOADED) > 3: _LOADED.pop(next(iter(_LOADED)), None)
-        return _LOADED.setdefault(key, found) if found.verified == "verified" and is_known else found
+        return _LOADED.setdefault(key, found) if kept and (found.verified == "verified" or not is_known) else found
     except IntegrityError as e:
         if path.name not in files: raise
         expected = files[path.name]["sha256"]
@@ -362,7 +363,7 @@ def load(
         except ConfigError as e: why.append(f"{kind}: {e}")
     if allow_specimens and source is None and not bare: return _specimen(benchmark, known, settings)
     if bare: raise ConfigError(f"{benchmark.id} cannot be loaded. {' | '.join(why)}. Correct its path or hub id.")
-    raise ConfigError(f"No source has the items of {benchmark.id}. {' | '.join(why)} | What to do: name a folder that "
+    raise AbsentError(f"No source has the items of {benchmark.id}. {' | '.join(why)} | What to do: name a folder that "
                       f"holds {benchmark.stem}.jsonl.gz in QWEN_EVAL_DATA (rows in the schema of the hub), or allow "
                       "the few hand-written specimens (--allow-specimens).")
 

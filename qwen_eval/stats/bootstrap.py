@@ -40,19 +40,25 @@ def mean_bca(
     range: tuple[float, float] = (0.0, 1.0), # Lowest and highest possible value; infinities are allowed
     level: float = 0.95, # Confidence level, fraction in (0, 1)
     n_resamples: int = 9999, # Draws
+    expand: bool = True, # Widen it by what few items lack (Hesterberg 2015)? False: Efron's own
 ) -> Estimate: # Of the mean; method "bca", or one of `mean_t` where all values are equal
     "The BCa bootstrap interval of a mean (Efron 1987, JASA 82:171); `ConfigError` for no values, NaN, or no range."
-    from scipy.special import ndtr, ndtri
+    from scipy.special import ndtr, ndtri, stdtrit
     _check(rng, n_resamples)
     x, plain = usable(values, range=range), mean_t(values, range, level)
     if plain.method != "t": return plain
     means, d = resampled_means(x, rng, n_resamples), x - x.mean()
     below = (np.sum(means < x.mean()) + np.sum(means == x.mean()) / 2) / n_resamples
     z0, a = ndtri(np.clip(below, 1 / n_resamples, 1 - 1 / n_resamples)), np.sum(d**3) / (6 * np.sum(d**2) ** 1.5)
-    z = z0 + ndtri(np.array([(1 - level) / 2, (1 + level) / 2]))
-    low, high = np.quantile(means, ndtr(z0 + z / (1 - a * z)))
+    n, tail = len(x), (1 - level) / 2
+    q = math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, tail)) if expand else float(ndtri(tail))
+    z = z0 + np.array([q, -q])
+    with np.errstate(divide="ignore"): # beyond 1 / a the percentiles have reached their end
+        at = np.where(a * z < 1, ndtr(z0 + z / (1 - a * z)), z > 0)
+    low, high = np.quantile(means, at)
+    how = f"{'expanded ' * expand}BCa bootstrap over items ({'Hesterberg 2015' if expand else 'Efron 1987'})"
     return replace(plain, low=float(min(low, plain.value)), high=float(max(high, plain.value)), method="bca", df=None,
-                   how=f"BCa bootstrap over items (Efron 1987), {n_resamples:,} draws",
+                   how=f"{how}, {n_resamples:,} draws",
                    detail={"acceleration": float(a)})
 
 # %% ../../nbs/61_stats.bootstrap.ipynb #b11
@@ -63,12 +69,13 @@ def paired_bootstrap(
     range: tuple[float, float] = (0.0, 1.0), # Lowest and highest possible value of both
     level: float = 0.95, # Confidence level, fraction in (0, 1)
     n_resamples: int = 9999, # Draws
+    expand: bool = True, # As in `mean_bca`
 ) -> Estimate: # Of mean(values) - mean(reference)
     "The BCa interval of a paired mean difference; `ConfigError` for unequal lengths, no values, or NaN."
     a, b = usable(values, range=range), usable(reference, "reference", range=range)
     if a.shape != b.shape: raise ConfigError(f"{len(a)} and {len(b)} values; the two belong to the same items.")
     width = float(range[1] - range[0])
-    found = mean_bca(a - b, rng, (-width, width), level, n_resamples)
+    found = mean_bca(a - b, rng, (-width, width), level, n_resamples, expand)
     return replace(found, method=f"paired {found.method}", metric="difference",
                    scale="points" if tuple(range) == (0, 1) else "number",
                    estimand="mean difference over the population of items")

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 import numpy as np
 from ..errors import ConfigError
+from .clustered import numbered
 from .results import Result, floats, usable
 
 # %% ../../nbs/68_stats.design.ipynb #n05
@@ -139,10 +140,9 @@ def anova(
     terms: Sequence[str] | None = None, # Such as "model" or "model:preset"; None: all, up to all factors together
 ): # -> Anova
     "Sequential sums of squares and F tests; raises `ConfigError` where nothing is left to judge them by."
-    y, factors = usable(values, n_min=3), {str(n): np.asarray(x) for n, x in factors.items()}
-    given = factors if block is None else {"block": np.asarray(block), **factors}
-    for name, x in given.items():
-        if x.shape != y.shape: raise ConfigError(f"factor {name!r} has shape {x.shape} for {len(y)} values.")
+    y, factors = usable(values, n_min=3), {str(n): list(x) for n, x in factors.items()}
+    given = factors if block is None else {"block": list(block), **factors}
+    given = {name: numbered(x, len(y), f"levels of {name!r}") for name, x in given.items()} # each (n_observations,)
     if terms is None:
         terms = [":".join(some) for k in range(1, len(factors) + 1) for some in itertools.combinations(factors, k)]
     if unknown := {n for term in terms for n in term.split(":")} - {*factors}:
@@ -155,12 +155,13 @@ def anova(
         basis = np.c_[basis, new]
         if new.shape[1]: rows.append((term, new.shape[1], float(((new.T @ y) ** 2).sum())))
     left = y - basis @ (basis.T @ y)
-    return _tested(rows, len(y) - basis.shape[1], float(left @ left), len(y))
+    rest = float(left @ left) # 0, rounding apart, where the terms fit all values
+    return _tested(rows, len(y) - basis.shape[1], rest if rest > 1e-24 * float(y @ y) else 0.0, len(y))
 
 # %% ../../nbs/68_stats.design.ipynb #n15a
 def _columns(labels, n):
     "Indicators of every combination of levels, shape (n_observations, n_combinations)."
-    codes = np.unique(np.array([np.unique(x, return_inverse=True)[1] for x in labels]), axis=1, return_inverse=True)[1]
+    codes = np.unique(np.array(labels), axis=1, return_inverse=True)[1]
     if n * (codes.max() + 1) > 2e8:
         raise ConfigError(f"{codes.max() + 1} levels of {n} values are too many for this method; use item_anova.")
     return np.eye(codes.max() + 1)[codes.ravel()]
@@ -233,11 +234,11 @@ def item_anova(
         raise ConfigError(f"values of shape {y.shape} for factors {names}; give one axis a factor, in their order, and "
                           "items last; factors have different names, none of them 'item' or 'group'.")
     usable(y.ravel(), "values")
-    codes = np.zeros(y.shape[-1], int) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    codes = np.zeros(y.shape[-1], int) if groups is None else numbered(groups, y.shape[-1], "groups")
     n, n_groups = y.shape[-1], int(codes.max(initial=0)) + 1
-    if codes.shape != (n,) or n <= n_groups or min(y.shape[:-1]) < 2:
-        raise ConfigError(f"{n} items in {n_groups} groups, levels {y.shape[:-1]}, {codes.shape[0]} labels; wanted are "
-                          "a label an item, more items than groups and at least 2 levels of each factor.")
+    if n <= n_groups or min(y.shape[:-1]) < 2:
+        raise ConfigError(f"{n} items in {n_groups} groups, levels {y.shape[:-1]}; wanted are more items than groups "
+                          "and at least 2 levels of each factor.")
     y = y - y.mean()
     some = [axes for k in range(len(names) + 1) for axes in itertools.combinations(range(len(names)), k)]
     parts = {axes: _stratum(y, axes, codes, n_groups) for axes in some}

@@ -82,7 +82,8 @@ def equivalence(
     metric: str = "difference", # What differs; kept in the estimate
 ) -> Equivalence: # Verdict, interval of values - reference, p-value, power
     "Two one-sided tests (Schuirmann 1987) of a paired difference; `ConfigError` for input that cannot be compared."
-    low, high = check_margin(margin, side)
+    width = range[1] - range[0]
+    low, high = check_margin(margin, side, width)
     if not 0 < alpha < 0.5: raise ConfigError(f"alpha={alpha}; give the level of one test, such as 0.05.")
     if not range[0] <= chance < range[1]: raise ConfigError(f"chance={chance} lies outside the range {range}.")
     a, b = _paired_values(values, reference, range, items, reference_items)
@@ -92,7 +93,6 @@ def equivalence(
     estimate, seen = (_score_tost if binary else _t_tost)(a, b, low, high, alpha, range, metric)
     given = discordance if binary else sd
     plan = {"discordance" if binary else "sd": seen if given is None else given, "alpha": alpha, "side": side}
-    width = range[1] - range[0]
     shares = sorted((float(x.mean()) - range[0]) / width for x in (a, b))
     off = _off_limits(*shares, len(a), (chance - range[0]) / width, low / width, high / width, alpha)
     return _judged(estimate, (low, high), plan, check_power(power), given is not None, off)
@@ -190,8 +190,8 @@ def _judged(estimate, margin, plan, power, planned, off):
         needs = max(least, equivalence_items(_both((low * scale, high * scale)), power=power, **plan))
         shrunk = None if scale == 1 else min(-low, high) * scale
         more = "" if scale == 1 else f" and a margin of {shrunk:.2g}"
-        return result(f"not testable: needs {needs} items{more}", f"at the {which}, where less than the margin can be "
-                      f"{'lost' if which == 'floor' else 'gained'}, nothing could have differed", needs, shrunk)
+        return result(f"not testable: needs {needs:,} items{more}", f"at the {which}, where less than the margin can "
+                      f"be {'lost' if which == 'floor' else 'gained'}, nothing could have differed", needs, shrunk)
     if differs and not shown: return result("different", "there is a difference, and it may lie within the margin")
     if shown and (found >= power or not planned):
         gain = high == math.inf and estimate.value > 0
@@ -199,8 +199,8 @@ def _judged(estimate, margin, plan, power, planned, off):
         return result("equivalent" if high < math.inf else "not worse", f"the interval lies within the margin{small}")
     if found >= power: return result("inconclusive", "the interval holds 0 and goes beyond the margin")
     needs = equivalence_items(_both(margin), power=power, **plan)
-    return result(f"not testable: needs {needs} items",
-                  f"{n} items show equivalence with a chance of {100 * found:.0f} % only", needs)
+    return result(f"not testable: needs {needs:,} items",
+                  f"{n:,} items show equivalence with a chance of {100 * found:.0f} % only", needs)
 
 def _both(margin): return margin if margin[1] < math.inf else -margin[0]
 
@@ -217,9 +217,9 @@ def estimated_equivalence(
 ) -> Equivalence: # Verdict, interval, p-value, power
     "Two one-sided t tests of a difference that was estimated before; `ConfigError` where it has no standard error."
     from scipy.stats import t
-    low, high = check_margin(margin, side)
-    if not 0 < alpha < 0.5: raise ConfigError(f"alpha={alpha}; give the level of one test, such as 0.05.")
     e, n, width, mean = estimate, estimate.n_items, range[1] - range[0], number(mean, "mean")
+    low, high = check_margin(margin, side, width)
+    if not 0 < alpha < 0.5: raise ConfigError(f"alpha={alpha}; give the level of one test, such as 0.05.")
     if not (e.se and e.df and n >= 2):
         raise ConfigError("the difference has no standard error to test with; give the values to `equivalence`.")
     p_low, p_high, p = (t.sf((e.value - low) / e.se, e.df), t.cdf((e.value - high) / e.se, e.df),
@@ -270,7 +270,7 @@ def share_equivalence(
     elif found >= check_power(power): verdict, reason = "inconclusive", "the interval crosses a bound"
     else:
         needs = share_equivalence_items(low, high, assumed, power, alpha, method)
-        verdict = f"not testable: needs {needs} items"
-        reason = f"{n} items show it with a chance of {100 * found:.0f} % only"
+        verdict = f"not testable: needs {needs:,} items"
+        reason = f"{n:,} items show it with a chance of {100 * found:.0f} % only"
     return Equivalence(verdict=verdict, reason=reason, estimate=estimate, margin=(low, high), alpha=alpha, power=found,
                        needs=needs)

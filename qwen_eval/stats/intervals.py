@@ -24,9 +24,8 @@ def check_counts(
     try: k, n = float(k), float(n)
     except (TypeError, ValueError):
         raise ConfigError(f"k={k!r} and n={n!r} are no counts; give successes and trials as two numbers.") from None
-    if not 0 < n <= HUGE:
-        raise ConfigError(f"n={n:g} trials, and a proportion needs at least one, and {HUGE:g} at most. Was nothing "
-                          "scored?")
+    if not n > 0: raise ConfigError(f"n={n:g} trials, and a proportion needs at least one. Was nothing scored?")
+    if n > HUGE: raise ConfigError(f"n={n:g} trials; more than {HUGE:g} cannot be computed with.")
     if not -1e-9 <= k <= n + 1e-9: raise ConfigError(f"{k:g} successes in {n:g} trials cannot be; k lies in 0..n.")
     return min(max(k, 0.0), n), n
 
@@ -217,8 +216,9 @@ def stratified(
     scaled = [(usable(x, f"values of stratum {s}", range=range) - low) / (high - low) for s, x in enumerate(strata)]
     value = sum(a * x.mean() for a, x in zip(w, scaled, strict=True))
     value = 1.0 if abs(value - 1) < 1e-9 else value # ten times 0.1 is a little less than 1
-    padded = [(np.append(x, 0.5), len(x)) for x in scaled]
-    variance = sum(a * a * (np.mean(x * x) - np.mean(x) ** 2) / n for a, (x, n) in zip(w, padded, strict=True))
+    more = sum(a * np.mean((x - value) ** 2) for a, x in zip(w, scaled, strict=True)) # of an item of the whole sample
+    squares = [(((x - x.mean()) ** 2).sum() + more, len(x)) for x in scaled]
+    variance = sum(a * a * total / n**2 for a, (total, n) in zip(w, squares, strict=True))
     spread = 0 < value < 1 and variance > 0
     even = 1 / sum(a * a / len(x) for a, x in zip(w, scaled, strict=True))
     worth = value * (1 - value) / variance if spread else even

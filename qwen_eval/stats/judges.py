@@ -138,8 +138,8 @@ def effective_labels(
     correlation: float, # Of labels and verdicts, in [-1, 1]
 ) -> float: # As many labels without a judge give the same standard error
     "What labels and verdicts together are worth; raises `ConfigError` for counts or a correlation that cannot be."
-    correlation = number(correlation, "correlation, in [-1, 1],", -1, 1)
-    n_labels, n_judged = number(n_labels, "labels, at least one,", 1e-9), number(n_judged, "judged items", 0)
+    correlation = number(correlation, "correlation", -1, 1)
+    n_labels, n_judged = number(n_labels, "n_labels", 0, ends=False), number(n_judged, "n_judged", 0)
     return float(1 / ((1 - correlation ** 2) / n_labels + correlation ** 2 / (n_labels + n_judged)))
 
 # %% ../../nbs/66_stats.judges.ipynb #n21

@@ -31,7 +31,7 @@ def share_from_labels(
     if not len(label): return Estimate(value=math.nan, low=math.nan, high=math.nan, method="none",
                                     how="not estimated: there are no items", **what)
     parts = []
-    for h in np.unique(stratum):
+    for h in dict.fromkeys(stratum.tolist()):
         of, y = stratum == h, label[(stratum == h) & ~np.isnan(label)] # (n_items,), (n_h,)
         if not len(y): raise ConfigError(f"stratum {h} has {of.sum()} items and no label; look at some of them.")
         parts.append((of.mean(), float(y.mean()), *_ends(int(y.sum()), len(y), int(of.sum()), level)))
@@ -44,7 +44,10 @@ def share_from_labels(
                     method="stratified wilson (MOVER)", **what)
 
 def _labelled(stratum, label):
-    stratum, label = np.asarray(stratum), floats(label, "labels")
+    given, label = list(stratum), floats(label, "labels")
+    if lone := sum(x is None or x != x for x in given if np.ndim(x) == 0): # NaN differs from itself
+        raise ConfigError(f"{lone} items have no stratum; give those that belong to none a stratum of their own.")
+    stratum = np.array(given, None if len({*map(type, given)}) < 2 else object) # 1 and "1" stay apart
     if stratum.shape != label.shape or label.ndim != 1:
         raise ConfigError(f"strata of shape {stratum.shape}, labels of {label.shape}; wanted is twice (n_items,).")
     if not np.isin(label[~np.isnan(label)], (0, 1)).all(): raise ConfigError("a label is 0, 1 or NaN (not looked at).")
@@ -55,9 +58,7 @@ def _ends(right, n, size, level): # Wilson's, at as many labels as an unlimited 
     worth = n * (size - 1) / (size - n)
     return _wilson(right / n * worth, worth, level)
 
-def _wilson(right, n, level):
-    e = wilson(right, n, level)
-    return e.low, e.high
+def _wilson(right, n, level): return wilson(right, n, level).ends
 
 # %% ../../nbs/62_stats.labels.ipynb #c13
 def error_rates(

@@ -19,14 +19,17 @@ SIDES = ("both", "not worse")
 def check_margin(
     margin, # Largest difference that does not matter, > 0; or (lowest, highest), on either side of 0
     side: str = "both", # "both", or "not worse" where only a loss matters
+    width: float = math.inf, # Most that two values can differ
 ) -> tuple[float, float]: # Lowest and highest difference that does not matter; the second is inf for "not worse"
-    "Both ends of the margin; raises `ConfigError` where it leaves no room for 0."
+    "Both ends of the margin; raises `ConfigError` where it leaves no room for 0, or all the room there is."
     try: low, high = (-margin, margin) if np.ndim(margin) == 0 else map(float, margin)
     except (TypeError, ValueError): low, high = math.nan, math.nan
     if side not in SIDES: raise ConfigError(f"side={side!r}; there are {', '.join(map(repr, SIDES))}.")
     if not -math.inf < low < 0 < high:
         raise ConfigError(f"margin={margin!r}; give the largest difference that would not matter, such as 0.02 for two "
                           "points, or a pair around 0, such as (-0.02, 0.05).")
+    if -low >= width: raise ConfigError(f"margin={margin!r}, and values differ by {width:g} at most; for shares give a "
+                                        "fraction, such as 0.02 for two points.")
     return float(low), math.inf if side == "not worse" else float(high)
 
 # %% ../../nbs/63_stats.margins.ipynb #n09a
@@ -66,7 +69,7 @@ def equivalence_power(
     side: str = "both", # "both", or "not worse" for non-inferiority
 ) -> float: # Chance that equivalence is shown, fraction in [0, 1]
     "Power of the paired test of equivalence; raises `ConfigError` for assumptions that contradict each other."
-    low, high = check_margin(margin, side)
+    low, high = check_margin(margin, side, math.inf if discordance is None else 1.0)
     if not 0 < alpha < 0.5: raise ConfigError(f"alpha={alpha}; give the level of one test, such as 0.05.")
     if (discordance is None) == (sd is None):
         raise ConfigError("give `discordance` for right and wrong answers, or `sd` for real values, one of the two.")

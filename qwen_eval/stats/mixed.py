@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 import numpy as np
 from ..errors import ConfigError
+from .clustered import numbered
 from .results import Result, check_level, usable
 
 # %% ../../nbs/68_stats.mixed.ipynb #n05a
@@ -40,7 +41,8 @@ def model_columns(
 def _indicators(name, x):
     if x.ndim != 1: raise ConfigError(f"factor {name!r} has shape {x.shape}; give one value for each observation.")
     if x.dtype.kind in "iuf": return usable(x, f"values of {name}")[:, None], [name]
-    levels = sorted({*x.tolist()})
+    if lone := sum(v is None for v in x.tolist()): raise ConfigError(f"{lone} observations have no level of {name!r}.")
+    levels = sorted({*x.tolist()}, key=str)
     if len(levels) < 2: raise ConfigError(f"factor {name!r} has the level {levels} only; nothing to compare it with.")
     return (x[:, None] == np.array(levels[1:])).astype(float), [f"{name} {level}" for level in levels[1:]]
 
@@ -103,9 +105,7 @@ def linear_mixed(
                  how="Linear mixed model by REML")
 
 def _groups(groups, n, n_min):
-    groups = np.asarray(groups)
-    if groups.shape != (n,): raise ConfigError(f"groups have shape {groups.shape} for {n} values; give one for each.")
-    codes = np.unique(groups, return_inverse=True)[1].ravel()
+    codes = numbered(groups, n, "groups") if groups is not None else np.zeros(n, int)
     if codes.max(initial=0) < 1 or n <= n_min or codes.max() + 1 == n:
         raise ConfigError(f"{n} observations in {codes.max(initial=-1) + 1} groups: a mixed model needs more than "
                           f"{n_min} observations, at least 2 groups, and some group with more than one of them.")

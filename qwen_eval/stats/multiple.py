@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 import numpy as np
 from ..errors import ConfigError
+from .clustered import numbered
 from .pairs import all_pairs, holm
 from .results import Result, check_level, usable
 
@@ -104,20 +105,23 @@ def compare_all(
     simultaneous: bool = False, # Intervals that hold together for all pairs?
 ): # -> Comparisons, one row a pair and group, groups in sorted order
     "Every paired comparison with its adjusted p-value; `ConfigError` for unnamed models, odd groups, what cannot be."
-    values, names, groups = values if hasattr(values, "shape") else list(values), list(names), np.asarray(groups)
+    values, names, given = values if hasattr(values, "shape") else list(values), list(names), list(groups)
     if len(names) != len(values) or len(set(names)) < len(names):
         raise ConfigError(f"{len(names)} names, {len(set(names))} of them different, for {len(values)} models; "
                           "give each model a name of its own.")
-    if groups.size and (np.ndim(values) < 2 or groups.shape != np.shape(values)[1:2]):
-        raise ConfigError(f"groups have shape {groups.shape} for values of shape {np.shape(values)}; give one an item.")
-    parts = [(str(g), groups == g) for g in np.unique(groups)] if groups.size else [("", slice(None))]
+    if given and (np.ndim(values) < 2 or len(given) != np.shape(values)[1]):
+        raise ConfigError(f"{len(given)} groups for values of shape {np.shape(values)}; give one an item.")
+    codes = numbered(given, len(given), "groups")
+    known = list(map(str, dict.fromkeys(given))) # in the order of their codes
+    parts = [(known[k], codes == k) for k in np.argsort(known, kind="stable").tolist()] or [("", slice(None))]
     n_pairs = len(parts) * len(names) * (len(names) - 1) // 2
     each = 1 - (1 - check_level(level)) / max(n_pairs, 1) if simultaneous else level
     found = {g: all_pairs(values if not g else np.asarray(values)[:, rows], each, range) for g, rows in parts}
     p = {pair_name(names[i], names[j], g): x for g, f in found.items()
          for i, j, x in zip(f.first, f.second, f.p_value.tolist(), strict=True)}
     if family is None: family = Family(names=tuple(p), level=level)
-    return Comparisons(models=tuple(names), pairs=found, decisions=decide(family, p), simultaneous=simultaneous)
+    return Comparisons(models=tuple(names), pairs=found, decisions=decide(family, p), simultaneous=simultaneous,
+                       shares=tuple(range) == (0.0, 1.0))
 
 # %% ../../nbs/63_stats.multiple.ipynb #n17
 def pair_name(
@@ -136,6 +140,7 @@ class Comparisons(Result):
     pairs: Mapping[str, object] # `Pairs` of each group; the key is "" where there is one group without a name
     decisions: Decisions # P-values, adjusted ones, and what is rejected, shape (n_groups * n_pairs,)
     simultaneous: bool = False # Do the intervals hold together?
+    shares: bool = True # Are the values shares, whose differences are printed as points?
 
     def rows(self):
         flat = [(g, f, k) for g, f in self.pairs.items() for k in range(len(f.first))]
@@ -153,3 +158,15 @@ class Comparisons(Result):
         where = f" on {len(self.pairs)} benchmarks" if len(self.pairs) > 1 else ""
         return (f"All pairs of {len(self.models)} models{where} were compared on the same items ({methods}; "
                 f"{100 * level:.4g} % intervals {kind}). {self.decisions.sentence}")
+
+    def latex_rows(self):
+        "Models, difference and ends (points where values are shares), p-values (-- where there is none), items."
+        return "\n".join(" & ".join(_cell(k, x, self.shares) for k, x in row.items()) + r" \\" for row in self.rows())
+
+def _cell(name, x, shares):
+    "A cell as this house prints it: points with one digit, p-values with three."
+    if name in ("difference", "low", "high"): return (f"{100 * x:.1f}" if shares else f"{x:.2f}").replace("-", "$-$")
+    if "p" in name.split(): return "--" if x is None or x != x else "$<$ 0.001" if x < 0.001 else f"{x:.3f}"
+    text = ("yes" if x else "no") if isinstance(x, (bool, np.bool_)) else f"{x:,}" if isinstance(x, int) else str(x)
+    for mark in "_%&#": text = text.replace(mark, f"\\{mark}")
+    return text

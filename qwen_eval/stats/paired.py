@@ -83,6 +83,7 @@ def _aligned(values, reference, items, reference_items):
     "The means over epochs, both in the order of `items`, each of shape (n_items,)."
     both = []
     for x, ids in ((values, items), (reference, reference_items)):
+        if ids is None: raise ConfigError("items=None; give the item ids of both, so that each is met by its own.")
         x, ids = floats(x), list(ids)
         if x.ndim not in (1, 2) or len(x) != len(ids):
             raise ConfigError(f"values of shape {x.shape} with {len(ids)} item ids; wanted are (n_items,) or (n_items, "
@@ -92,7 +93,7 @@ def _aligned(values, reference, items, reference_items):
         counts = (~np.isnan(x)).sum(axis=1) # (n_items,)
         with np.errstate(invalid="ignore"): both.append((np.nansum(x, axis=1) / counts, ids)) # 0 / 0 is NaN
     (a, first), (b, second) = both
-    if odd := sorted({*first} ^ {*second}):
+    if odd := sorted({*first} ^ {*second}, key=str):
         raise ConfigError(f"the two were not asked the same items: {len(odd)} belong to one only, such as "
                           f"{', '.join(map(repr, odd[:3]))}. Compare runs with one item set, order seed and limit.")
     place = {item: k for k, item in enumerate(second)}

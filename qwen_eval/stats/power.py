@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 import numpy as np
 from ..errors import ConfigError
-from .results import Result, number, usable, whole
+from .clustered import numbered
+from .results import Result, check_level, number, usable, whole
 from .margins import check_power, first_whole, least_number
 
 # %% ../../nbs/64_stats.power.ipynb #n05
@@ -25,7 +26,7 @@ class PairedBinary:
     unit = "items"
 
     def __post_init__(self):
-        if not 0 < self.discordance <= 1:
+        if not 0 < number(self.discordance, "discordance") <= 1:
             raise ConfigError(f"discordance={self.discordance}; give the share of items that one model alone gets "
                               "right, above 0 and at most 1. With 0 there is no difference to find.")
 
@@ -73,7 +74,10 @@ class PairedReal:
     largest = math.inf # Difference that there can be
 
     def __post_init__(self):
-        parts = (self.item_variance, *self.noise)
+        if np.shape(self.noise) != (2,) or np.shape(self.n_epochs) != (2,):
+            raise ConfigError(f"noise={self.noise} and n_epochs={self.n_epochs}; give two of each, one a model.")
+        parts = [number(v, "variance") for v in (self.item_variance, *self.noise)]
+        for k in self.n_epochs: number(k, "epochs")
         if self.test not in ("t", "z") or min(self.n_epochs) < 1 or not (min(parts) >= 0 < self.variance < math.inf):
             raise ConfigError(f"item_variance={self.item_variance}, noise={self.noise}, n_epochs={self.n_epochs}, "
                               f"test={self.test!r}: variances are 0 or more and not all 0, there is 1 epoch or more, "
@@ -123,7 +127,7 @@ class TwoSamples:
     largest = math.inf
 
     def __post_init__(self):
-        if not 0 < self.sd < math.inf: raise ConfigError(f"sd={self.sd}; a standard deviation is above 0.")
+        number(self.sd, "standard deviation sd", 0, ends=False)
 
     @property
     def variance(self) -> float: # Of the difference of two items
@@ -157,8 +161,9 @@ class Clustered:
     largest = math.inf
 
     def __post_init__(self):
-        if not (0 < self.sd < math.inf and 0 <= self.icc <= 1 and self.cluster_size >= 1 and self.size_cv >= 0):
-            raise ConfigError(f"{self}: wanted are sd > 0, icc in [0, 1], cluster_size >= 1, size_cv >= 0.")
+        number(self.sd, "standard deviation sd", 0, ends=False)
+        for name, low, high in (("icc", 0, 1), ("cluster_size", 1, 1e12), ("size_cv", 0, 1e6)):
+            number(getattr(self, name), name, low, high)
 
     @property
     def design_effect(self) -> float: # 1 is none
@@ -210,11 +215,15 @@ class PowerPlan(Result):
     @property
     def sentence(self) -> str: # One sentence, two where there was a pilot
         "What a paper says of it."
-        said = f"A difference of {self.difference:.3g} is found with a power of {100 * self.power:.1f} % by " \
+        said = f"A difference of {self._shown(self.difference)} is found with a power of {100 * self.power:.1f} % by " \
                f"{self.n:,} {self.design.unit} (two-sided at {self.alpha:g}, {self.design.words})."
         if self.between is None: return said
-        low, high = (f"{x:,}" if self.asked == "units" else f"{x:.3g}" for x in self.between)
+        how = {"units": lambda x: f"{x:,}", "power": lambda x: f"{100 * x:.1f} %", "difference": self._shown}
+        low, high = map(how[self.asked], self.between)
         return f"{said} At the ends of the pilot's interval the {self.asked} would be {low} and {high}."
+
+    def _shown(self, x): # shares differ by points
+        return f"{100 * x:.3g} points" if isinstance(self.design, PairedBinary) else f"{x:.3g}"
 
 # %% ../../nbs/64_stats.power.ipynb #n22
 def plan_power(
@@ -225,9 +234,9 @@ def plan_power(
 ) -> PowerPlan: # Its `power` is what was asked
     "Chance that so many units find the difference; `ConfigError` for too few of them."
     n, difference = _check(design, n, alpha), number(difference, "difference")
+    def power(d): return d.power(n, min(abs(difference), d.largest), alpha) # no more than a bound lets them differ
     return PowerPlan(asked="power", design=design, n=n, difference=difference, alpha=alpha,
-                     power=design.power(n, difference, alpha),
-                     between=_between(design, lambda d: d.power(n, min(difference, d.largest), alpha)))
+                     power=design.power(n, difference, alpha), between=_between(design, power))
 
 def _check(design, n, alpha):
     number(alpha, "level of the test alpha", 0, 1, ends=False)
@@ -286,6 +295,7 @@ def from_pilot(
     "The design that a pilot run shows; raises `ConfigError` where it shows no difference at all or is too small."
     from scipy.stats import chi2
     from statsmodels.stats.proportion import proportion_confint
+    check_level(level)
     a, b = (usable(x, name, (1, 2), n_min=2) for x, name in ((values, "values"), (reference, "reference")))
     if len(a) != len(b): raise ConfigError(f"{len(a)} and {len(b)} items; a pilot asks both models the same ones.")
     if clusters is not None: return _clustered(_means(a) - _means(b), clusters, level)
@@ -311,9 +321,9 @@ def _noise(x):
 
 def _clustered(diff, clusters, level):
     from scipy.stats import chi2
-    names, index, sizes = np.unique(np.asarray(clusters), return_inverse=True, return_counts=True)
-    if len(index) != len(diff): raise ConfigError(f"{len(index)} cluster names for {len(diff)} items.")
-    g, n = len(names), len(diff)
+    index = numbered(clusters, len(diff)) # (n_items,)
+    sizes, n = np.bincount(index), len(diff)
+    g = len(sizes)
     if not 2 <= g < n: raise ConfigError(f"{g} clusters of {n} items; wanted are at least two, one of them with "
                                          "two items or more.")
     means = np.bincount(index, diff) / sizes
@@ -324,5 +334,5 @@ def _clustered(diff, clusters, level):
     if not shared + within > 0: raise ConfigError(f"all {n} differences are equal; the pilot is too small to plan by.")
     sd = math.sqrt(shared + within)
     bounds = tuple(float(sd * math.sqrt((g - 1) / chi2.isf(p, g - 1))) for p in ((1 - level) / 2, (1 + level) / 2))
-    return Clustered(sd=sd, icc=shared / (shared + within), cluster_size=n / g, bounds=bounds,
+    return Clustered(sd=sd, icc=float(shared / (shared + within)), cluster_size=n / g, bounds=bounds,
                      size_cv=float(sizes.std() / sizes.mean()))

@@ -44,7 +44,7 @@ def preset_matters(
     elif verdict == "not equivalent": verdict = "different"
     elif verdict == "inconclusive":
         needs = _needed(test, power, plan)
-        verdict = f"not testable: needs {needs} items"
+        verdict = f"not testable: needs {needs:,} items"
         reason = f"{reason}, and the difference seen is not well within it"
     return PresetVerdict(verdict=verdict, reason=reason, test=test, noise=noise, needs=needs, **flips)
 

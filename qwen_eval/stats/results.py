@@ -62,8 +62,15 @@ def number(
     "One finite number in its range; raises `ConfigError` for text, None, NaN, infinity, an array, or one outside."
     value = _float(x)
     if low < value < high or (ends and value in (low, high)): return value
-    within = f"{low:g} to {high:g}" if ends else f"above {low:g} and below {high:g}"
-    raise ConfigError(f"{name}={x!r}; give one finite number, {within}.")
+    raise ConfigError(f"{name}={x!r}; give one finite number{_limits(value, low, high, ends)}.")
+
+def _limits(value, low, high, ends):
+    "The range in words; a side that is bounded by what can be computed is named only to a number beyond it."
+    least, most = (abs(x) < HUGE or HUGE < abs(value) < math.inf for x in (low, high))
+    if least and most: return f", {low:g} to {high:g}" if ends else f", above {low:g} and below {high:g}"
+    if least: return f", {low:g} or more" if ends else f", above {low:g}"
+    if most: return f", {high:g} or less" if ends else f", below {high:g}"
+    return ""
 
 def _float(x): # NaN where it is no number
     try: return math.nan if isinstance(x, str) or np.ndim(x) else float(x)
@@ -79,7 +86,8 @@ def whole(
     "One whole number in its range; raises `ConfigError` for anything else."
     value = _float(x)
     if least <= value <= most and value == int(value): return int(value)
-    raise ConfigError(f"{name}={x!r}; give a whole number, {least:,} at least and {most:,} at most.")
+    above = f" and {most:,} at most" if most < 10**6 or value > most else "" # a limit of the machine is named beyond it
+    raise ConfigError(f"{name}={x!r}; give a whole number, {least:,} at least{above}.")
 
 # %% ../../nbs/59_stats.results.ipynb #n05e
 def together(
@@ -99,8 +107,8 @@ def check_level(
     level: float, # Confidence level, fraction in (0, 1)
 ) -> float: # The same
     "The level; raises `ConfigError` where it is none."
-    if not isinstance(level, (int, float)) or not 0 < level < 1:
-        raise ConfigError(f"level={level} is not a confidence level; give a fraction between 0 and 1, such as 0.95.")
+    if not 0 < _float(level) < 1:
+        raise ConfigError(f"level={level!r} is not a confidence level; give a fraction between 0 and 1, such as 0.95.")
     return float(level)
 
 # %% ../../nbs/59_stats.results.ipynb #n09a

@@ -32,7 +32,7 @@ def coverage(chance, n_items, n, rng):
 
 
 def rows(full=False):
-    rng, n, made = np.random.default_rng(63), 4000 if full else 200, []
+    rng, n, made = np.random.default_rng(63), 4000 if full else 160, []
     for name, chance in TRUTHS.items():
         held, plain, flagged = coverage(chance, 1000, n, rng)
         shared = {"setting": f"1,000 items, {name}", "method": "calibration", "errors": 2, "repetitions": n}

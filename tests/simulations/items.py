@@ -5,6 +5,8 @@ from qwen_eval.stats.ability import abilities
 from qwen_eval.stats.items import fit_items, item_analysis
 from qwen_eval.stats.subsets import misfit, short_form
 
+from . import settled
+
 
 def row(what, setting, method, found, naive_method=None, naive=None, nominal=None, bound=None):
     found = np.asarray(found, float)
@@ -115,4 +117,4 @@ def rows(full=False): # list of dicts, one a row of the table
     rng, k = np.random.default_rng(67), 10 if full else 1
     parts = (many_models(rng, 25 * k), few_models(rng, 40 * k), known_items(rng, 60 * k), reliabilities(rng, 300 * k),
              strays(rng, 60 * k), subsets(rng, 12 * k))
-    return [r for part in parts for r in part]
+    return settled([r for part in parts for r in part], full)

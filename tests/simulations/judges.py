@@ -6,6 +6,8 @@ from qwen_eval.stats.agreement import cohen_kappa, fleiss_kappa, krippendorff_al
 from qwen_eval.stats.intervals import wilson
 from qwen_eval.stats.judges import length_controlled, position_bias, ppi_mean, rogan_gladen
 
+from . import settled
+
 SETTINGS = ( # share right, sensitivity, specificity, labels, judged, lowest coverage
     (0.7, 0.92, 0.85, 100, 2000, 0.935), # the acceptance setting
     (0.95, 0.92, 0.85, 100, 2000, 0.925),
@@ -146,4 +148,4 @@ def rows(full=False): # list of dicts, one a row of the table
     rng, k = np.random.default_rng(66), 10 if full else 1
     parts = (corrected(rng, 4000 * k), graded(rng, 2000 * k), kappas(rng, 1000 * k), alphas(rng, 800 * k),
              orders(rng, 2000 * k), lengths(rng, 500 * k))
-    return [r for part in parts for r in part]
+    return settled([r for part in parts for r in part], full)

@@ -8,7 +8,7 @@ from qwen_eval.stats.looks import boundaries, crossing, group_look
 from qwen_eval.stats.sequential import paired_looks, share_looks
 
 Z = norm.isf(0.025)
-CHUNK = 500 # paths at a time: 2,000 looks of them are 8 MB an array
+CHUNK = 1000 # paths at a time: 2,000 looks of them are 16 MB an array
 
 
 def row(what, setting, method, hits, naive_method, naive, bound, nominal=0.05):
