@@ -33,6 +33,7 @@ def _width_pt(text, size, look): # the same text is measured many times while pl
         page = Figure(dpi=300)
         return page.text(0, 0, text, fontsize=size, **dict(look)).get_window_extent().width * 72 / page.dpi
 
+# %% ../nbs/79_figure_layout.ipynb #s21b
 def wrapped(
     fig: Any, # A matplotlib figure
     text: str, # Any text
