@@ -7,8 +7,8 @@ __all__ = ['null_band', 'reliability_figure', 'reliability_alt']
 
 # %% ../nbs/81_figures.calibration.ipynb #b02
 from typing import Any
-from .figure_layout import plain_axes, settle
-from .figure_style import COLOURS, checked_rows, counted, number, paper_style, short_number
+from .figure_layout import settle, wrapped
+from .figure_style import COLOURS, checked_rows, counted, number, paper_style, plain_axes, short_number
 
 # %% ../nbs/81_figures.calibration.ipynb #b05
 def null_band(
@@ -41,7 +41,9 @@ def reliability_figure(
         grid, heights = [], []
         for k in range(0, len(names), n):
             part = names[k : k + n]
-            pairs = [_panel(fig, [r for r in rows if r["name"] == name], name, i) for i, name in enumerate(part)]
+            room = 72 * (width_in / n - 0.4)
+            pairs = [_panel(fig, [r for r in rows if r["name"] == name], wrapped(fig, name, room, 7), i)
+                     for i, name in enumerate(part)]
             empty = [None] * (n - len(part) if k else 0)
             grid += [[p[0] for p in pairs] + empty, [p[1] for p in pairs] + empty]
         heights = [1.0, 0.25] * (len(grid) // 2)
@@ -62,7 +64,7 @@ def _outside(row):
     low, high, x = (number(row[k]) for k in ("null_low", "null_high", "correct"))
     return None not in (low, high, x) and not low <= x <= high
 
-def _panel(fig, rows, name, column):
+def _panel(fig, rows, title, column):
     ax, below = fig.add_subplot(), fig.add_subplot()
     total = sum(number(r["n"]) or 0 for r in rows) or 1
     for r in rows:
@@ -83,8 +85,7 @@ def _panel(fig, rows, name, column):
     below.locator_params(axis="y", nbins=2)
     plain_axes(ax, "", "" if column else "share right")
     plain_axes(below, "confidence", "" if column else "% of n", "y")
-    said = f"n = {short_number(total)}"
-    ax.set_title(f"{name}\n{said}" if name else said, loc="left", fontsize=7, pad=3)
+    ax.set_title("\n".join([*filter(None, title), f"n = {short_number(total)}"]), loc="left", fontsize=7, pad=3)
     return ax, below
 
 # %% ../nbs/81_figures.calibration.ipynb #b11

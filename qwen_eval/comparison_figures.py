@@ -7,8 +7,10 @@ __all__ = ['differences_figure', 'differences_alt', 'deltas_figure', 'deltas_alt
 
 # %% ../nbs/81_figures.comparison.ipynb #k02
 from typing import Any
-from .figure_layout import fit_label, missing_text, plain_axes, row_chart, settle, text_width_pt, wrapped
-from .figure_style import COLOURS, checked_rows, counted, extremes, number, paper_style, reason, signed
+from .figure_layout import fit_label, missing_text, row_chart, settle, text_width_pt, wrapped
+from qwen_eval.figure_style import (
+    COLOURS, checked_rows, counted, extremes, number, paper_style, plain_axes, reason, signed,
+)
 from .figures import explain_marks
 from .metrics import scale
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RC', 'VENUES', 'COLOURS', 'MARKERS', 'DASHES', 'HATCHES', 'paper_style', 'venue_width', 'Look', 'looks',
-           'checked_rows', 'number', 'reason', 'signed', 'short_number', 'extremes', 'counted']
+           'checked_rows', 'number', 'reason', 'signed', 'short_number', 'extremes', 'counted', 'plain_axes']
 
 # %% ../nbs/78_figure_style.ipynb #s02
 import math
@@ -140,3 +140,15 @@ def counted(
 ) -> str: # Such as "1 model" and "3 models"
     "A number and its noun."
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+# %% ../nbs/78_figure_style.ipynb #s23b
+def plain_axes(
+    ax: Any, # Matplotlib axes
+    x: str = "", # Label
+    y: str = "", # Label
+    grid: str = "both", # Which lines: "x", "y" or "both"
+) -> None: # The axes are changed
+    "Labels, a faint grid behind the data, and no frame on the right and above."
+    ax.set_xlabel(x, labelpad=2); ax.set_ylabel(y, labelpad=2)
+    ax.grid(True, axis=grid); ax.set_axisbelow(True)
+    for side in ("right", "top"): ax.spines[side].set_visible(False)

@@ -10,10 +10,10 @@ __all__ = ['difficulty_figure', 'difficulty_alt', 'information_figure', 'informa
 from statistics import NormalDist
 from typing import Any
 from .errors import ConfigError
-from qwen_eval.figure_layout import (
-    fit_label, missing_text, name_points, plain_axes, row_chart, settle, wrapped,
+from .figure_layout import fit_label, missing_text, name_points, row_chart, settle, wrapped
+from qwen_eval.figure_style import (
+    COLOURS, checked_rows, counted, extremes, looks, number, paper_style, plain_axes, reason,
 )
-from .figure_style import COLOURS, checked_rows, counted, extremes, looks, number, paper_style, reason
 
 # %% ../nbs/81_figures.items.ipynb #i05
 def difficulty_figure(
@@ -40,8 +40,8 @@ def difficulty_figure(
         settle(fig, [[ax]], [height_in], notes)
         odd = [r for r in fitted if r.get("flag")]
         named = [f"{r['item']}: {r['flag']}" for r in odd]
-        at = {bool(f): [(r["difficulty"], r["slope"]) for r in fitted if bool(r.get("flag")) == f] for f in (True, False)}
-        listed = name_points(ax, at[True], named, bars, at[False]) if odd else []
+        flagged, others = ([(r["difficulty"], r["slope"]) for r in fitted if bool(r.get("flag")) == f] for f in (1, 0))
+        listed = name_points(ax, flagged, named, bars, others) if odd else []
         if listed: settle(fig, [[ax]], [height_in], notes, listed=listed)
         fig.set_label(difficulty_alt(rows))
     return fig

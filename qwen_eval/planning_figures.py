@@ -8,8 +8,8 @@ __all__ = ['power_figure', 'power_alt']
 # %% ../nbs/81_figures.planning.ipynb #w02
 from typing import Any
 from .errors import ConfigError
-from .figure_layout import label_ends, log_ticks, plain_axes, settle
-from .figure_style import checked_rows, counted, looks, number, paper_style, short_number
+from .figure_layout import label_ends, log_ticks, settle
+from .figure_style import checked_rows, counted, looks, number, paper_style, plain_axes, short_number
 
 # %% ../nbs/81_figures.planning.ipynb #w05
 def power_figure(
@@ -37,8 +37,8 @@ def power_figure(
         ax.axhline(target, color="#777777", ls=(0, (1, 1.5)), lw=1.0, zorder=1)
         plain_axes(ax, "items", "power")
         if high <= 8 * low: ax.locator_params(axis="x", nbins=5)
-        if len(curves) > 1 or next(iter(curves)): label_ends(ax, ends, height_in)
-        settle(fig, [[ax]], [height_in], _notes(curves, target))
+        key = label_ends(ax, ends, height_in) if any(curves) else ()
+        settle(fig, [[ax]], [height_in], _notes(curves, target), key)
         fig.set_label(power_alt(rows, target))
     return fig
 

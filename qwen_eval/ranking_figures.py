@@ -8,8 +8,10 @@ __all__ = ['ELO', 'ladder_figure', 'ladder_alt']
 # %% ../nbs/81_figures.ranking.ipynb #r02
 import math
 from typing import Any
-from .figure_layout import fit_label, missing_text, plain_axes, row_chart, settle
-from .figure_style import COLOURS, checked_rows, counted, extremes, number, paper_style, reason, signed
+from .figure_layout import fit_label, missing_text, row_chart, settle
+from qwen_eval.figure_style import (
+    COLOURS, checked_rows, counted, extremes, number, paper_style, plain_axes, reason, signed,
+)
 from .figures import explain_marks
 
 # %% ../nbs/81_figures.ranking.ipynb #r05

@@ -9,9 +9,9 @@ __all__ = ['sizes_figure', 'sizes_alt']
 import math
 from typing import Any
 from .errors import ConfigError
-from .figure_layout import plain_axes, settle
+from .figure_layout import settle, wrapped
 from qwen_eval.figure_style import (
-    checked_rows, counted, extremes, looks, number, paper_style, reason, short_number,
+    checked_rows, counted, extremes, looks, number, paper_style, plain_axes, reason, short_number,
 )
 from .figures import explain_marks
 from .metrics import scale
@@ -38,7 +38,8 @@ def sizes_figure(
             _panel(ax, own, look)
             last = i + across >= len(panels)
             plain_axes(ax, "parameters" if last else "", "" if i % across else _unit(rows))
-            ax.set_title(name, loc="left", fontsize=7.5, pad=3)
+            title = wrapped(fig, name, 72 * (width_in / across - 0.4), 7.5)
+            ax.set_title("\n".join(title), loc="left", fontsize=7.5, pad=3)
             ax.set_xscale("log"); ax.set_xlim(min(ends) / 1.3, max(ends) * 1.3); _ticks(ax, ends, 0.8)
         grid = [axes[k : k + across] for k in range(0, len(axes), across)]
         if len(grid[-1]) < across and len(grid) > 1: grid[-1] = [*grid[-1], *[None] * (across - len(grid[-1]))]

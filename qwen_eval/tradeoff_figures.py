@@ -9,11 +9,9 @@ __all__ = ['pareto_rows', 'pareto_figure', 'pareto_alt', 'profile_rows', 'profil
 # %% ../nbs/81_figures.tradeoff.ipynb #p02
 from typing import Any
 from .errors import ConfigError
-from qwen_eval.figure_layout import (
-    fit_label, label_ends, log_ticks, missing_text, name_points, plain_axes, row_chart, settle,
-)
+from .figure_layout import fit_label, label_ends, log_ticks, missing_text, name_points, row_chart, settle
 from qwen_eval.figure_style import (
-    checked_rows, counted, extremes, looks, number, paper_style, reason, short_number,
+    checked_rows, counted, extremes, looks, number, paper_style, plain_axes, reason, short_number,
 )
 from .figures import explain_marks
 
@@ -144,7 +142,9 @@ def pareto_alt(
     said = f"Two measures of {counted(len(rows), 'run')} with intervals on both axes. "
     said += f"Not beaten: {', '.join(by['front']) or 'none'}. Beaten: {len(by['open'] + by['beaten'])}, "
     said += f"{len(by['beaten'])} of them beyond the intervals. "
-    return said + extremes(rows, lambda r: r["name"], "{:g}".format, "y")
+    gone = [f"{r['name']} ({reason(r)})" for r in rows if r["front"] == "missing"]
+    there = extremes([r for r in rows if r["front"] != "missing"], lambda r: r["name"], "{:.3g}".format, "y")
+    return f"{said}{there}" + (f" Not drawn: {'; '.join(gone)}." if gone else "")
 
 # %% ../nbs/81_figures.tradeoff.ipynb #p14
 def profile_rows(
@@ -195,8 +195,7 @@ def profile_figure(
         ax.set_xlim(1, far); ax.set_ylim(0, 1.04)
         if far > 3: ax.set_xscale("log"); log_ticks(ax.xaxis, 1, far)
         plain_axes(ax, f"factor of the best {what}", "share of benchmarks")
-        label_ends(ax, ends, height_in)
-        settle(fig, [[ax]], [height_in], _profile_notes(curves))
+        settle(fig, [[ax]], [height_in], _profile_notes(curves), label_ends(ax, ends, height_in))
         fig.set_label(profile_alt(rows, less))
     return fig
 

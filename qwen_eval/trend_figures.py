@@ -8,8 +8,8 @@ __all__ = ['cusum_figure', 'cusum_alt']
 # %% ../nbs/81_figures.trends.ipynb #e02
 import math
 from typing import Any
-from .figure_layout import plain_axes, settle, text_width_pt
-from .figure_style import COLOURS, checked_rows, counted, number, paper_style, reason
+from .figure_layout import settle, text_width_pt
+from .figure_style import COLOURS, checked_rows, counted, number, paper_style, plain_axes, reason
 
 # %% ../nbs/81_figures.trends.ipynb #e05
 def cusum_figure(
@@ -97,6 +97,6 @@ def cusum_alt(
     rows = checked_rows(rows, "A run chart", ("run", "score"))
     n = sum(number(r.get("up")) is not None for r in rows)
     alarm = next((r for r in rows if r.get("alarm") in ("drop", "rise")), None)
-    said = f"Scores of {counted(len(rows), 'run')} in time order, {n} of them watched, with cumulative sums and limits at "
+    said = f"Scores of {counted(len(rows), 'run')} in time order, {n} of them watched, with cumulative sums; limits at "
     found = f"First alarm: a {alarm['alarm']} at {alarm.get('label') or alarm['run']}." if alarm else "No alarm."
     return f"{said}{limit:.3g}. {found}"

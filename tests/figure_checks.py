@@ -20,8 +20,8 @@ def drawn_texts():
 
 
 def texts_of(fig):
-    from qwen_eval.figures import figure_bytes
-    with drawn_texts() as seen: figure_bytes(fig, "png", dpi=300)
+    from qwen_eval.figure_style import paper_style
+    with drawn_texts() as seen, paper_style(): fig.draw_without_rendering()
     return seen
 
 
