@@ -1797,6 +1797,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'qwen_eval/evaluation.py'),
                                       'qwen_eval.evaluation._judged_by_another': ( 'evaluate.html#_judged_by_another',
                                                                                    'qwen_eval/evaluation.py'),
+                                      'qwen_eval.evaluation._kept': ('evaluate.html#_kept', 'qwen_eval/evaluation.py'),
                                       'qwen_eval.evaluation._lent': ('evaluate.html#_lent', 'qwen_eval/evaluation.py'),
                                       'qwen_eval.evaluation._missing': ('evaluate.html#_missing', 'qwen_eval/evaluation.py'),
                                       'qwen_eval.evaluation._take_over': ('evaluate.html#_take_over', 'qwen_eval/evaluation.py'),

@@ -63,6 +63,9 @@ def _answers(plan, engine, requests):
     yield from without_room
 
 # %% ../nbs/71_evaluate.ipynb #c05
+def _kept(s, plan):
+    return f"{s.n_done} of {s.n_wanted} answers of run {plan.path.name} are stored; run the same again to go on."
+
 def _ask(plan, engine, start_s, writer, missing, progress, beside=None, begun=None, watch=None):
     "Ask for what is missing; what ends it early, the finished answers are kept. `beside` scores, `watch` may stop it."
     from tqdm.auto import tqdm
@@ -88,11 +91,8 @@ def _ask(plan, engine, start_s, writer, missing, progress, beside=None, begun=No
             bar.update()
         if n := len(out.owed(todo) if out else todo): raise EngineError(f"Engine left {n} requests unanswered.", True)
         session.interim = None
-    except (KeyboardInterrupt, EngineError) as e:
-        kept = (f"{session.n_done} of {session.n_wanted} answers of run {plan.path.name} are stored; "
-                "run the same again to go on.")
-        if isinstance(e, EngineError): raise EngineError(f"{e} {kept}", e.retryable) from e
-        raise KeyboardInterrupt(kept) from None
+    except EngineError as e: raise EngineError(f"{e} {_kept(session, plan)}", e.retryable) from e
+    except KeyboardInterrupt: raise KeyboardInterrupt(_kept(session, plan)) from None
     finally:
         getattr(answers, "close", lambda: None)()
         bar.close(); meter.close(); session.save()
