@@ -255,10 +255,9 @@ def carry_out(
 def _through(plan, jury, options, context_tok, progress, engine, address, judge_engine, watch):
     begun = None if jury or plan.variant.judge else ahead(plan, engine)
     needed, hashes = (0, dict.fromkeys(plan.keys, "")) if begun else survey(plan, progress)
-    have = Stored(plan.path / "completions.jsonl")
+    have, frame = Stored(plan.path / "completions.jsonl"), read_scores(plan.path)
     lent = {k: theirs[k] for _, theirs, same in _lent(plan, hashes, have) for k in same}
     missing, stored = [k for k in _missing(plan, hashes, have) if k not in lent], ChainMap(lent, have) if lent else have
-    frame = read_scores(plan.path)
     judged_tok = jury.context_tok(stored, plan.path, more=bool(missing)) if jury else 0
     needed = max(needed, context_tok, judged_tok if jury and jury.shared else 0)
     behind = not hashes.keys().isdisjoint(unscored(stored, frame)) or not settled(plan.path, n_answered(stored), frame)
@@ -267,8 +266,7 @@ def _through(plan, jury, options, context_tok, progress, engine, address, judge_
     if jury and jury.shared: check_before(jury.plan, engine, address, needed)
     elif jury: check_before(jury.plan, judge_engine, None, judged_tok)
     with disk_room(plan.path), RunWriter(plan.path) as writer:
-        _begin(plan, writer.stored)
-        _borrow(plan, writer, hashes)
+        _begin(plan, writer.stored); _borrow(plan, writer, hashes)
         asked = _missing(plan, hashes, writer.stored)
         if asked and not plan.variant.judge and watch.resume(writer.stored, options, progress): asked = []
         looks = bool(asked) and not plan.variant.judge
