@@ -344,7 +344,8 @@ def plan_text(
     s, rows = plan.study, [row | {"preset": r.label} for r, row in zip(plan.runs, plan.rows(), strict=True)]
     shown = ("model", "preset", "benchmark", "variant", "n_shot", "n_items", "source", "marks", "state",
              *(["absent"] if plan.warnings else []))
-    engines = len({(r["model"], r["preset"]) for r in rows if r["state"] != "complete"})
+    todo = (r for r, row in zip(plan.runs, rows, strict=True) if row["state"] != "complete")
+    engines = len({(r.model, r.preset) for r in todo}) # an A/A twin has that of its preset
     answers = sum(r["n_answers"] - r["n_done"] for r in rows)
     seed = "" if s.seed is None else f", seed {s.seed}"
     head = (f"Study {s.id}: {len(rows)} run{'s' * (len(rows) != 1)}, protocol {s.protocol}{s.changed}{seed}. "
