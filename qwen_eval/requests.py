@@ -24,6 +24,8 @@ from .records import Completion, Item, Request, Sampling
 from .shots import lm_eval_shots
 
 # %% ../nbs/31_requests.ipynb #c05
+_IDS = {s + bytes([b]): b + 256 * len(s) for s in (b"", b" ") for b in range(256)}
+
 class ByteTokenizer:
     "A stand-in for a model's tokenizer: a token per byte and the space before it; ChatML turns, tools, a switch."
     chat_template, bos_token, eos_token = "ChatML", None, "<|im_end|>"
@@ -35,7 +37,7 @@ class ByteTokenizer:
     ) -> dict[str, list]: # `input_ids`, shape (n_tok,) or (n_texts, ragged)
         "Token ids: the byte, plus 256 where a space stands before it."
         if not isinstance(text, str): return {"input_ids": [self(t)["input_ids"] for t in text]}
-        return {"input_ids": [m[-1] + 256 * (len(m) - 1) for m in re.findall(rb"(?s) ?.", text.encode())]}
+        return {"input_ids": list(map(_IDS.__getitem__, re.findall(rb"(?s) ?.", text.encode())))}
 
     def decode(
         self,
