@@ -144,6 +144,6 @@ def test_no_hub_costs_little_and_says_so(tmp_path, kind):
     done = ask(tmp_path, "gsm8k", **env)
     seconds = time.perf_counter() - start
     silent.close()
-    assert done.returncode == 2 and done.stdout.startswith("ConfigError No source has the items of gsm8k. hub: ")
+    assert done.returncode == 2 and done.stdout.startswith("AbsentError No source has the items of gsm8k. hub: ")
     assert ("cannot be reached for openai/gsm8k" in done.stdout) == (kind != "offline")
     assert seconds < (5 if kind != "offline" else 10), seconds
