@@ -119,10 +119,12 @@ def render(
         look=_look, parts=parts(report), environment=flat(report.environment), runs=[flat(r) for r in report.runs],
         links=list(report.files.items()), link=link, image=_image).lstrip()
 
-_LOOKS = {**dict.fromkeys(("points", "n", "p", "adjusted", "verdict", "ours", "theirs", "n_items"), "tight"),
+_LOOKS = {**dict.fromkeys(("points", "n", "p", "adjusted", "ours", "theirs", "n_items"), "tight"),
           **dict.fromkeys(("hypothesis", "why", "note", "source", "estimand"), "wide")}
 
-def _look(key, columns): return "tight" if key == "interval" and "points" in columns else _LOOKS.get(key, "")
+def _look(key, columns):
+    if key == "verdict": return "tight" if "hypothesis" in columns else "wide" # beside published scores it has reasons
+    return "tight" if key == "interval" and "points" in columns else _LOOKS.get(key, "")
 
 def _soft(text):
     "Escaped text in which long names may break after a mark."
