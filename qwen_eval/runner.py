@@ -7,6 +7,7 @@ __all__ = ['template', 'parameters', 'check_effective', 'unfinished', 'Missed', 
 
 # %% ../nbs/88_runner.ipynb #c02
 import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -181,9 +182,10 @@ def run_study(
     with contextlib.ExitStack() as held:
         if todo := _todo(p, now): held.enter_context(claim(r.path for r in now))
         if notebooks and todo: register(p, folder, stream)
-        how = _How(p.study, folder / "notebooks" if notebooks else None, parallel, by, retries)
+        here, how = Path.cwd(), _How(p.study, folder / "notebooks" if notebooks else None, parallel, by, retries)
         try: failures = _do(p, todo, how, stream)
         except KeyboardInterrupt: raise KeyboardInterrupt("{} of {} answers are stored.".format(*_stored(p))) from None
+        finally: os.chdir(here) # papermill changes the working folder, and notebooks that overlap leave it changed
         if notebooks:
             try: return close_study(p, failures, folder)
             except OSError as e:

@@ -63,8 +63,9 @@ def test_specimens_do_not_replace_what_real_items_gave(lab):
 
 
 def test_two_presets_two_benchmarks_and_nothing_twice(lab, monkeypatch):
+    here = Path.cwd()
     outcome = do(SMALL)
-    assert not outcome.failures and len(outcome.rows) == 4
+    assert not outcome.failures and len(outcome.rows) == 4 and Path.cwd() == here
     assert {(r["preset"], r["benchmark"], r["n_items"]) for r in outcome.rows} == {
         (p, b, 3) for p in SMALL.presets for b in SMALL.benchmarks}
     assert len(list((lab / "reports/small-specimens/notebooks").glob("*.ipynb"))) == 4
@@ -78,9 +79,7 @@ def test_two_presets_two_benchmarks_and_nothing_twice(lab, monkeypatch):
     def no(*_, **__): raise AssertionError("started again")
     for name in ("EngineProcess", "job_of", "contexts"): monkeypatch.setattr(runner, name, no)
     before = {f: f.stat().st_mtime_ns for f in (lab / "runs").rglob("*") if f.is_file()}
-    begin = time.perf_counter()
     again = do(SMALL)
-    assert time.perf_counter() - begin < 10
     assert [r["value"] for r in again.rows] == [r["value"] for r in outcome.rows]
     assert {f: f.stat().st_mtime_ns for f in (lab / "runs").rglob("*") if f.is_file()} == before
 
