@@ -145,11 +145,11 @@ def run_performance(
 # %% ../nbs/73_performance.ipynb #c26
 def _price(model, answers):
     "What tokens cost by the model's prices; None where it has none."
-    dear, out = (model.get(f"usd_per_mtok_{k}") for k in ("in", "out"))
-    if dear is None or out is None: return None
-    cheap = model.get("usd_per_mtok_cached")
+    given = model.get("usd_per_mtok") or ()
+    if len(given) < 2: return None
+    (dear, out), cheap = given[:2], given[2] if len(given) > 2 else given[0]
     n_in, n_cached, n_out = (float(answers[f"n_{k}_tok"].sum()) for k in ("prompt", "cached", "output"))
-    return ((n_in - n_cached) * dear + n_cached * (dear if cheap is None else cheap) + n_out * out) / 1e6
+    return ((n_in - n_cached) * dear + n_cached * cheap + n_out * out) / 1e6
 
 def _per(run, p, usd):
     "Energy and cost for what one gets: output tokens, and answers that are right."

@@ -4,6 +4,7 @@ import math
 import re
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from qwen_eval.engines.base import FakeEngine
 from qwen_eval.errors import EngineError
 from qwen_eval.evaluation import evaluate
 from qwen_eval.metering import Meter, Reading, Span, add_up, nvml_probe
+from qwen_eval.models import model as find_model
 from qwen_eval.performance import goodput, inter_token, item_performance, memory, run_performance
 from qwen_eval.plans import plan_run
 from qwen_eval.presets import GIB
@@ -241,9 +243,10 @@ def test_tokens_cost_what_the_model_says(tmp_path):
     engine = FakeEngine(lambda r: Completion(item_id="", text="18", **used))
     run = asked(engine, tmp_path, limit=4)
     assert run_performance(run)["usd"] is None
-    prices = {"usd_per_mtok_in": 3.0, "usd_per_mtok_cached": 0.3, "usd_per_mtok_out": 15.0}
-    update_manifest(run.path, model=run.manifest["model"] | prices)
-    assert run_performance(Run(run.path))["usd"] == pytest.approx(4 * (600 * 3 + 400 * 0.3 + 50 * 15) / 1e6)
+    for prices, cached in (((3.0, 15.0, 0.3), 0.3), ((3.0, 15.0), 3.0)): # as `Model` declares them
+        assert replace(find_model("smollm2_135m"), usd_per_mtok=prices).usd_per_mtok == prices
+        update_manifest(run.path, model=run.manifest["model"] | {"usd_per_mtok": list(prices)})
+        assert run_performance(Run(run.path))["usd"] == pytest.approx(4 * (600 * 3 + 400 * cached + 50 * 15) / 1e6)
 
 
 def test_the_meter_stops():
