@@ -2946,7 +2946,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'qwen_eval.runner.parameters': ('runner.html#parameters', 'qwen_eval/runner.py'),
                                   'qwen_eval.runner.run_group': ('runner.html#run_group', 'qwen_eval/runner.py'),
                                   'qwen_eval.runner.run_study': ('runner.html#run_study', 'qwen_eval/runner.py'),
-                                  'qwen_eval.runner.template': ('runner.html#template', 'qwen_eval/runner.py'),
                                   'qwen_eval.runner.todo_rows': ('runner.html#todo_rows', 'qwen_eval/runner.py'),
                                   'qwen_eval.runner.unfinished': ('runner.html#unfinished', 'qwen_eval/runner.py')},
             'qwen_eval.runs': { 'qwen_eval.runs.Run': ('runs.html#run', 'qwen_eval/runs.py'),

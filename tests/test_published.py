@@ -35,18 +35,6 @@ OURS = {"hub_id": "Qwen/Qwen2.5-7B", "variant": "base", "weights": "as published
         "prompt": "cot", "thinking": "no", "metric": "exact_match", "judge": ""}
 
 
-@pytest.fixture
-def lab(tmp_path, monkeypatch):
-    "A lab of its own, without data; notebooks find the package of this checkout."
-    (tmp_path / "settings.ini").write_text(
-        f"[paths]\nruns = runs\ncache = cache\nreports = reports\nspecimens = {ROOT / 'data/specimens'}\n")
-    monkeypatch.delenv("QWEN_EVAL_DATA", raising=False)
-    monkeypatch.setenv("QWEN_EVAL_SETTINGS", str(tmp_path / "settings.ini"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    return tmp_path
-
-
 def ask(*words, status=0):
     done = CliRunner().invoke(app, list(words))
     if done.exception and not isinstance(done.exception, SystemExit): raise done.exception

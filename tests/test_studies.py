@@ -1,7 +1,6 @@
 """Studies: what is asked is what is done, nothing is done twice, a failure stays where it is."""
 import io
 import json
-import os
 import subprocess
 import sys
 import time
@@ -17,10 +16,11 @@ import qwen_eval.runner as runner
 from qwen_eval.closing import close_study, outcome_text, report_folder
 from qwen_eval.errors import ConfigError, EngineError, IntegrityError
 from qwen_eval.evaluation import evaluate
-from qwen_eval.runner import run_study, template
+from qwen_eval.runner import run_study
 from qwen_eval.runs import Run, list_runs
 from qwen_eval.store import read_manifest
 from qwen_eval.studies import Study, plan
+from qwen_eval.templates import find_template
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = Study(id="small", models=("smollm2_135m",), benchmarks=("gsm8k", "arc_challenge"),
@@ -28,28 +28,16 @@ SMALL = Study(id="small", models=("smollm2_135m",), benchmarks=("gsm8k", "arc_ch
 ONE = replace(SMALL, id="one", benchmarks=("gsm8k",), presets=("balanced",))
 
 
-@pytest.fixture
-def lab(tmp_path, monkeypatch):
-    "A lab of its own, without data; notebooks find the package of this checkout."
-    (tmp_path / "settings.ini").write_text(
-        f"[paths]\nruns = runs\ncache = cache\nreports = reports\nspecimens = {ROOT / 'data/specimens'}\n")
-    monkeypatch.delenv("QWEN_EVAL_DATA", raising=False)
-    monkeypatch.setenv("QWEN_EVAL_SETTINGS", str(tmp_path / "settings.ini"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    return tmp_path
-
-
 def do(study, **more): return run_study(study, stream=io.StringIO(), **more)
 
 
 def own_template(lab, change):
     "A template of the lab's own, which wins over the checkout's."
-    book = nbformat.read(template(), 4)
+    book = nbformat.read(find_template("run_task"), 4)
     change(book)
     (lab / "nbs/templates").mkdir(parents=True)
     nbformat.write(book, lab / "nbs/templates/run_task.ipynb")
-    assert template() == lab / "nbs/templates/run_task.ipynb"
+    assert find_template("run_task") == lab / "nbs/templates/run_task.ipynb"
 
 
 def first_code(book): return next(c for c in book.cells if c.cell_type == "code")
@@ -99,9 +87,9 @@ def test_injected_values_are_the_ones_used(lab):
 def test_a_template_without_its_tag_is_found_out(lab):
     own_template(lab, lambda book: first_code(book).metadata.pop("tags"))
     def default_to_fake(book): first_code(book).source += '\nengine, allow_specimens, model = "fake", True, "smollm2"'
-    book = nbformat.read(template(), 4)
+    book = nbformat.read(find_template("run_task"), 4)
     default_to_fake(book)
-    nbformat.write(book, template())
+    nbformat.write(book, find_template("run_task"))
     # papermill puts the values before everything, and the defaults overwrite them
     [failure] = do(ONE).failures
     assert "was not made" in failure.message or "other values" in failure.message
@@ -259,7 +247,7 @@ def test_the_template_runs_by_hand(lab, tmp_path):
     "Papermill alone, as somebody would call it."
     out = tmp_path / "out.ipynb"
     given = {"engine": "fake", "allow_specimens": True, "limit": 2, "model": "smollm2"}
-    papermill.execute_notebook(template(), out, given, kernel_name="python3", progress_bar=False)
+    papermill.execute_notebook(find_template("run_task"), out, given, kernel_name="python3", progress_bar=False)
     [run] = list_runs()
     assert read_manifest(run.path)["notebook"]["model"] == "smollm2" and run.manifest["effective"]["limit"] == 2
     for cell in nbformat.read(out, 4).cells:

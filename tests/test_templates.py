@@ -1,6 +1,5 @@
 """Templates take what they say and nothing else; contrasts of stored runs say what was planned, shown or not."""
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -53,18 +52,6 @@ def stored(root, name, values, preset="balanced", seconds=100.0, tok=10, twin=Fa
     shutil.move(run.path, root / f"{run.path.name}{'-twin' * twin}")
     shutil.rmtree(place)
     return Run(root / f"{run.path.name}{'-twin' * twin}")
-
-
-@pytest.fixture
-def lab(tmp_path, monkeypatch):
-    "A lab of its own, without data; notebooks find the package of this checkout."
-    (tmp_path / "settings.ini").write_text(
-        f"[paths]\nruns = runs\ncache = cache\nreports = reports\nspecimens = {ROOT / 'data/specimens'}\n")
-    monkeypatch.delenv("QWEN_EVAL_DATA", raising=False)
-    monkeypatch.setenv("QWEN_EVAL_SETTINGS", str(tmp_path / "settings.ini"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    return tmp_path
 
 
 @pytest.fixture(scope="module")

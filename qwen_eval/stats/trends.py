@@ -241,10 +241,10 @@ class Cusum(Result):
     @property
     def sentence(self) -> str: # Two or three
         "What a paper says of the trend."
-        watched = f"{len(self.z)} runs"
-        said = f"No alarm in {watched}"
+        said, total = f"No alarm in {len(self.z)} runs", len(self.shares)
         if self.alarm is not None:
-            said = f"A {self.direction} is found at run {self.alarm} of {watched}; it seems to begin at {self.began}"
+            said = (f"A {self.direction} is found at run {self.alarm} of {total}, counted from 0 ({len(self.z)} were "
+                    f"watched); it seems to begin at {self.began}")
         return f"{said} (chance of a false alarm {100 * self.false_alarm:.1f} %). {self.plan.sentence}"
 
 # %% ../../nbs/69_stats.trends.ipynb #n19
