@@ -27,8 +27,9 @@ _WORDS = ("hypothesis", "why", "note", "source", "what", "estimand", "a", "b")
 
 def _table(table: Table):
     keys, n = list(table.shown), len(table.shown)
-    words = [not table.numbers and k in _WORDS for k in keys]
-    widths = ["1fr" if w or (table.numbers and k == keys[0]) else "auto" for w, k in zip(words, keys, strict=True)]
+    long = {*_WORDS} if "hypothesis" in keys else {*_WORDS, "verdict"} # beside published scores it has reasons
+    fill = [k in long if not table.numbers else k == keys[0] for k in keys]
+    widths = ["2fr" if w and k == "verdict" else "1fr" if w else "auto" for w, k in zip(fill, keys, strict=True)]
     sides = ["right" if k != keys[0] and (table.numbers or k in _NUMBERS) else "left"
              for k in keys]
     lines = [f"#table(columns: ({', '.join(widths)},), align: ({', '.join(sides)},), table.hline(stroke: 0.8pt),",
